@@ -1,0 +1,263 @@
+"""The exact closed form of one chunk: the same numbers as ``recurrent.py`` in matrix products.
+
+For one matrix with keys k_t and anchor errors e_t let ``u_t = -eta_t e_t``. With the cumulative
+products A of alpha and B of beta, m the mask, and lower triangular
+
+    D[t,s] = A_t / A_s,   Dm[t,s] = B_t / B_s   (s <= t),   c = D diag(m) Dm,   a = D diag(m) B,
+
+the token loop unrolls to (derivation: docs/derivations/chunk.md)
+
+    M_t = A_t M + a_t S + sum_{s<=t} k_s^T (c[t,s] u_s + D[t,s] w_s)
+    S_t = B_t S + sum_{s<=t} k_s^T Dm[t,s] u_s
+
+where w, what DGD erases, solves one unit lower triangular system (' is one row down)
+
+    (I + diag(eta) (D' * K K^T)) w = -diag(eta) [A' (K M) + a' (K S) + (c' * K K^T) u].
+
+Nothing of size tokens x weights is formed. Without momentum ``c = D`` and u joins w.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+
+import torch
+
+from nestling.engine.carry import Carry, choose, matrix
+from nestling.engine.layout import Segment
+from nestling.engine.triangular import solve_unit_lower
+from nestling.memory.linear import Surprise
+from nestling.memory.rule import LearningRule
+from nestling.memory.state import Tokens
+from nestling.shapes import Float, Tensor
+
+TINY = {torch.float32: 1e-37, torch.float64: 1e-300}
+"""Added inside the logarithm: a gate of exactly 0 keeps its value and its gradient."""
+
+
+@dataclass(frozen=True)
+class Products:
+    """Cumulative products of a gate inside a chunk.
+
+    Attributes:
+        total: ``A_t``, ``(..., C)``.
+        between: ``D[t, s] = A_t / A_s`` for ``s <= t``, else 0, ``(..., C, C)``.
+    """
+
+    total: Tensor
+    between: Tensor
+
+
+def products(gate: Float[Tensor, "... C"]) -> Products:
+    """Sums of logs, subtracted before exp, masked before exp."""
+    log = (gate + TINY[gate.dtype]).log().cumsum(-1)
+    length = gate.shape[-1]
+    above = torch.ones(length, length, dtype=torch.bool, device=gate.device).triu(1)
+    difference = (log[..., :, None] - log[..., None, :]).masked_fill(above, float("-inf"))
+    return Products(log.exp(), difference.exp())
+
+
+def down(x: Tensor, first: float, *, axis: int) -> Tensor:
+    """The values at t - 1: shift ``axis`` down by one and put ``first`` in front."""
+    head = torch.full_like(x.narrow(axis, 0, 1), first)
+    return torch.cat([head, x.narrow(axis, 0, x.shape[axis] - 1)], dim=axis)
+
+
+@dataclass(frozen=True)
+class Gates:
+    """The coefficients that all matrices of a memory share in one chunk."""
+
+    eta: Tensor
+    decay: Products
+    momentum: Products | None
+    a: Tensor | None
+    c: Tensor
+    decay_before: Products
+    a_before: Tensor | None
+    c_before: Tensor
+
+    @staticmethod
+    def of(rule: LearningRule, tokens: Tokens) -> Gates:
+        """From a chunk's eta, alpha, beta and mask."""
+        decay = products(tokens.alpha)
+        momentum, a, c = None, None, decay.between
+        if rule.has_momentum_state:
+            momentum = products(tokens.beta)
+        if rule.momentum is not None and rule.output_map is None:
+            landed = decay.between * tokens.mask.to(decay.between)[:, None, None, :]
+            c = landed @ momentum.between
+            a = (landed @ momentum.total[..., None]).squeeze(-1)
+        before = Products(
+            down(decay.total, 1.0, axis=-1), down(decay.between, 0.0, axis=-2)
+        )
+        return Gates(
+            eta=tokens.eta,
+            decay=decay,
+            momentum=momentum,
+            a=a,
+            c=c,
+            decay_before=before,
+            a_before=None if a is None else down(a, 0.0, axis=-1),
+            c_before=before.between if a is None else down(c, 0.0, axis=-2),
+        )
+
+
+@dataclass(frozen=True)
+class Path:
+    """All states M_1 .. M_C of one matrix inside a chunk, without forming any of them.
+
+    ``M_t = A_t M + a_t S + sum_{s<=t} key_s^T (c[t,s] u_s + D[t,s] w_s)  [+ M_0]``; where ``u``
+    is None everything is in ``w``.
+    """
+
+    gates: Gates
+    key: Tensor
+    u: Tensor | None
+    w: Tensor | None
+    M: Tensor
+    S: Tensor | None
+    initial: Tensor | None
+
+    def read(self, x: Float[Tensor, "... C I"]) -> Float[Tensor, "... C O"]:
+        """Row t of ``x`` through ``M_t``."""
+        overlap = x @ self.key.mT
+        y = self.gates.decay.total[..., None] * (x @ self.M)
+        if self.S is not None:
+            y = y + self.gates.a[..., None] * (x @ self.S)
+        if self.u is not None:
+            y = y + (overlap * self.gates.c) @ self.u
+        if self.w is not None:
+            y = y + (overlap * self.gates.decay.between) @ self.w
+        if self.initial is not None:
+            y = y + x @ self.initial
+        return y
+
+    def last(self) -> Float[Tensor, "... I O"]:
+        """``M_C``, the state after the chunk."""
+        gates = self.gates
+        M = gates.decay.total[..., -1, None, None] * self.M
+        if self.S is not None:
+            M = M + gates.a[..., -1, None, None] * self.S
+        moved = None
+        if self.u is not None:
+            moved = gates.c[..., -1, :, None] * self.u
+        if self.w is not None:
+            erased = gates.decay.between[..., -1, :, None] * self.w
+            moved = erased if moved is None else moved + erased
+        if moved is not None:
+            M = M + self.key.mT @ moved
+        return M if self.initial is None else M + self.initial
+
+
+def path(
+    rule: LearningRule, gates: Gates, surprise: Surprise, M: Tensor, S: Tensor | None,
+    initial: Tensor | None, *, anchored: bool, first: bool,
+) -> Path:  # fmt: skip
+    """Solve for everything that the chunk writes into one matrix.
+
+    Args:
+        rule: the learning rule.
+        gates: the chunk's coefficients.
+        surprise: the matrix's keys, errors and anchor reads.
+        M: the matrix when the segment starts.
+        S: its momentum, or None.
+        initial: the memory that decay returns to, or None for zero.
+        anchored: whether M is the anchor, so that ``key @ M`` is known already.
+        first: whether this is the memory's first matrix.
+    """
+    key, error, held = surprise
+    written = rule.output_map is None
+    u = -gates.eta[..., None] * error if written else None
+    S = S if gates.a is not None else None
+    offset = M if initial is None else M - initial
+    if not rule.retention.erases(first):
+        return Path(gates, key, u, None, offset, S, initial)
+
+    held = held if anchored else key @ M
+    before = gates.decay_before
+    if initial is None:
+        recalled = before.total[..., None] * held
+    else:
+        at_initial = key @ initial
+        recalled = before.total[..., None] * (held - at_initial) + at_initial
+    overlap = key @ key.mT
+    if S is not None:
+        recalled = recalled + gates.a_before[..., None] * (key @ S)
+        recalled = recalled + (gates.c_before * overlap) @ u
+    right = -gates.eta[..., None] * recalled
+    if S is None and u is not None:
+        right, u = right + u, None
+    system = gates.eta[..., None] * (before.between * overlap)
+    return Path(gates, key, u, solve_unit_lower(system, right), offset, S, initial)
+
+
+def chunked(
+    memory,
+    rule: LearningRule,
+    carry: Carry,
+    segment: Segment,
+    source: Callable[[Carry, int, int], Tokens],
+    reads: str,
+) -> tuple[Tokens, Tensor | None, Carry]:
+    """Run the tokens of one segment at once."""
+    tokens = source(carry, segment.start, segment.stop)
+    surprises = memory.surprises(carry.anchor, tokens.k, tokens.v, rule)
+    gates = Gates.of(rule, tokens)
+    paths = {
+        name: path(
+            rule,
+            gates,
+            surprise,
+            carry.weights[name],
+            carry.momentum.get(name),
+            carry.initial[name] if rule.retention.toward_initial else None,
+            anchored=segment.opens is True,
+            first=index == 0,
+        )
+        for index, (name, surprise) in enumerate(surprises.items())
+    }
+    weights = {name: item.last() for name, item in paths.items()}
+    momentum = {
+        name: _momentum(gates, surprise, carry.momentum[name])
+        for name, surprise in surprises.items()
+        if rule.has_momentum_state
+    }
+    if rule.output_map is not None:
+        weights = _write_step(rule, segment, tokens, weights, momentum)
+    moved = carry.moved(weights, momentum)
+    return tokens, _read(memory, rule, segment, tokens.q, paths, moved, reads), moved
+
+
+def _momentum(gates: Gates, surprise: Surprise, S: Tensor) -> Tensor:
+    """``S_C = B_C S + sum_s key_s^T Dm[C,s] u_s``."""
+    assert gates.momentum is not None
+    share = -(gates.momentum.between[..., -1, :] * gates.eta)[..., None] * surprise.error
+    return gates.momentum.total[..., -1, None, None] * S + surprise.key.mT @ share
+
+
+def _write_step(rule, segment: Segment, tokens: Tokens, weights, momentum) -> dict[str, Tensor]:
+    """The output map's step, in rows whose chunk ends here, with the last token's eta."""
+    if segment.closes is False:
+        return weights
+    closing = segment.closing.to(tokens.eta.device)
+    closing = closing.reshape(closing.shape[0], *[1] * (tokens.eta.dim() - 2), -1)
+    eta = (tokens.eta * closing).sum(-1)[..., None, None]
+    return {
+        name: choose(segment.closes, M + eta * rule.output_map(momentum[name]), M)
+        for name, M in weights.items()
+    }
+
+
+def _read(memory, rule, segment, q, paths, moved: Carry, reads: str) -> Tensor | None:
+    if q is None:
+        return None
+    if reads == "anchor":
+        return memory.read(q, partial(matrix, moved.anchor))
+    y = memory.read(q, lambda name, x: paths[name].read(x))
+    if rule.output_map is None or segment.closes is False:
+        return y
+    after = memory.read(q, partial(matrix, moved.weights))
+    closing = segment.closing.to(q.device)
+    return torch.where(closing.reshape(closing.shape[0], *[1] * (q.dim() - 3), -1, 1), after, y)

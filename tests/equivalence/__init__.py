@@ -1,0 +1,1 @@
+"""The engines against independent references: a NumPy loop, autograd, and laws."""
