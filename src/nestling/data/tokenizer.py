@@ -137,22 +137,30 @@ class Decoder:
     def __init__(self, tokenizer: Tokenizer) -> None:
         self._tokenizer = tokenizer
         self._bytes = codecs.getincrementaldecoder("utf-8")(errors="replace")
-        self._ids: list[int] = []
-        self._shown = ""
+        # Ids whose text is out (kept because decoding depends on the neighbours), then the others.
+        self._out: list[int] = []
+        self._held: list[int] = []
 
     def push(self, token: int) -> str:
-        """The text that ``token`` completes."""
+        """The text that ``token`` completes, which may be none."""
         if isinstance(self._tokenizer, ByteTokenizer):
             return self._bytes.decode(bytes([token]))
-        self._ids.append(token)
-        text = self._tokenizer.decode(self._ids)
-        if text.endswith("\ufffd"):
+        self._held.append(token)
+        return self._complete(final=False)
+
+    def flush(self) -> str:
+        """What was held back, incomplete as it is."""
+        if isinstance(self._tokenizer, ByteTokenizer):
+            return self._bytes.decode(b"", True)
+        return self._complete(final=True)
+
+    def _complete(self, final: bool) -> str:
+        before = self._tokenizer.decode(self._out)
+        text = self._tokenizer.decode(self._out + self._held)
+        if len(text) <= len(before) or (text.endswith("\ufffd") and not final):
             return ""
-        new, self._shown = text[len(self._shown) :], text
-        if len(self._ids) > 64 and new.endswith((" ", "\n")):
-            # Only a short tail is decoded again with every token: time stays linear.
-            self._ids, self._shown = [], ""
-        return new
+        self._out, self._held = self._held, []
+        return text[len(before) :]
 
 
 def load_tokenizer(name_or_path: str | Path = "bytes") -> Tokenizer:
@@ -171,7 +179,8 @@ def load_tokenizer(name_or_path: str | Path = "bytes") -> Tokenizer:
     path = path / "tokenizer.json" if path.is_dir() else path
     if not path.is_file():
         raise ValueError(
-            f"tokenizer: expected 'bytes' or the path of a tokenizer.json, got {str(name_or_path)!r}"
+            "tokenizer: expected 'bytes' or the path of a tokenizer.json, "
+            f"got {str(name_or_path)!r}"
         )
     try:
         text = path.read_text(encoding="utf-8")
