@@ -16,8 +16,6 @@ from torch import Tensor
 
 from nestling.engine import scan
 from nestling.memory import (
-    Decay,
-    DecayToInitial,
     LearningRule,
     LinearMemory,
     MemoryState,
@@ -200,7 +198,8 @@ def cotangents(problem: Problem) -> dict[str, Tensor]:
     shapes |= {f"weights.{name}": (*k.shape[:2], *size) for name, size in sizes}
     if problem.rule.momentum is not None:
         shapes |= {f"momentum.{name}": (*k.shape[:2], *size) for name, size in sizes}
-    return {n: torch.randn(s, generator=generator, dtype=k.dtype) for n, s in shapes.items()}
+    drawn = {n: torch.randn(s, generator=generator, dtype=torch.float64) for n, s in shapes.items()}
+    return {n: x.to(k.dtype) for n, x in drawn.items()}
 
 
 def value_and_gradients(problem: Problem, run) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
@@ -224,11 +223,7 @@ def assert_same(found, expected, *, rtol: float = 1e-9, what: str = "") -> None:
         assert left.shape == right.shape, f"{what} {name}: {left.shape} != {right.shape}"
         size = float(right.abs().max()) if right.numel() else 0.0
         torch.testing.assert_close(
-            left, right, rtol=rtol, atol=rtol * (0.01 * size) + 1e-14,
+            left, right, rtol=rtol, atol=0.01 * rtol * size + 1e-14,
             msg=lambda text, name=name: f"{what} {name}: {text}",
         )  # fmt: skip
 
-
-def decay_variants() -> list:
-    """The plain retentions with a decay that may also sit inside Delta."""
-    return [Decay(), DecayToInitial()]

@@ -86,7 +86,9 @@ class Gates:
         if rule.has_momentum_state:
             momentum = products(tokens.beta)
         if rule.momentum is not None and rule.output_map is None:
-            landed = decay.between * tokens.mask.to(decay.between)[:, None, None, :]
+            mask = tokens.mask.to(decay.between)
+            mask = mask.reshape(mask.shape[0], *[1] * (decay.between.dim() - 2), -1)
+            landed = decay.between * mask
             c = landed @ momentum.between
             a = (landed @ momentum.total[..., None]).squeeze(-1)
         before = Products(

@@ -11,6 +11,7 @@ Every other engine must return the same numbers.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from functools import partial
 
@@ -67,9 +68,10 @@ def write(memory, rule: LearningRule, carry: Carry, token: Tokens, closing: Tens
 def join(parts: list[Tokens]) -> Tokens:
     """Concatenate tokens in time."""
 
-    def cat(name: str, axis: int) -> Tensor | None:
+    def cat(name: str) -> Tensor | None:
         values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else torch.cat(values, dim=axis)
+        return None if values[0] is None else torch.cat(values, dim=parts[0].time_axis(name))
 
-    axes = {"k": -2, "v": -2, "q": -2, "eta": -1, "alpha": -1, "beta": -1, "mask": -1}
-    return Tokens(**{name: cat(name, axis) for name, axis in axes.items()})
+    return dataclasses.replace(
+        parts[0], **{field.name: cat(field.name) for field in dataclasses.fields(parts[0])}
+    )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, ClassVar
 
 from nestling.shapes import Tensor
 
@@ -44,10 +44,16 @@ class Tokens:
     beta: Tensor | None = None
     mask: Tensor | None = None
 
+    vectors: ClassVar[frozenset[str]] = frozenset({"k", "v", "q"})
+
     @property
     def length(self) -> int:
         """Number of tokens T."""
         return self.k.shape[-2]
+
+    def time_axis(self, name: str) -> int:
+        """Where time runs in a field: vectors have their features behind it."""
+        return -2 if name in self.vectors else -1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,80 @@
+"""A block: a sequence layer, then a Continuum Memory System, both on the residual stream (NL 8.3).
+
+    x <- x + mixer(norm(x)),    x <- CMS(x)                               (NL Eq. 94-97)
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import nn
+
+from nestling.layers.attention import Attention, AttentionConfig, AttentionState
+from nestling.layers.continuum import ContinuumConfig, ContinuumMemory
+from nestling.layers.norm import RMSNorm
+from nestling.layers.self_modifying import (
+    SelfModifyingConfig,
+    SelfModifyingState,
+    SelfModifyingTitans,
+)
+from nestling.levels import Component
+from nestling.shapes import Float, Tensor
+
+MixerConfig = SelfModifyingConfig | AttentionConfig
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockState:
+    """State of a block: that of its sequence layer."""
+
+    mixer: SelfModifyingState | AttentionState
+
+
+class Block(nn.Module):
+    """Hope's block, and with attention as the mixer a Transformer's.
+
+    Args:
+        width: D.
+        heads: H.
+        mixer: what the sequence layer is.
+        continuum: what follows it.
+
+    >>> import torch
+    >>> block = Block(8, 2, AttentionConfig(), ContinuumConfig(hidden=16))
+    >>> y, state = block(torch.randn(1, 5, 8))
+    >>> y.shape
+    torch.Size([1, 5, 8])
+    """
+
+    def __init__(self, width: int, heads: int, mixer: MixerConfig, continuum: ContinuumConfig):
+        super().__init__()
+        self.norm = RMSNorm(width)
+        self.mixer = (
+            Attention(width, heads, mixer)
+            if isinstance(mixer, AttentionConfig)
+            else SelfModifyingTitans(width, heads, mixer)
+        )
+        self.continuum = ContinuumMemory(width, continuum)
+
+    def initial_state(self, batch: int) -> BlockState:
+        """Of the sequence layer."""
+        return BlockState(mixer=self.mixer.initial_state(batch))
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: BlockState | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], BlockState]:
+        """Residual stream in, residual stream and new state out."""
+        state = state or self.initial_state(x.shape[0])
+        y, mixer = self.mixer(self.norm(x), state.mixer, lengths)  # type: ignore[arg-type]
+        x, _ = self.continuum(x + y)
+        return x, BlockState(mixer=mixer)
+
+    def components(self, name: str) -> list[Component]:
+        """Everything in the block that holds something over time."""
+        return [
+            *self.mixer.components(f"{name}.mixer"),
+            *self.continuum.components(f"{name}.continuum"),
+        ]

@@ -1,0 +1,406 @@
+"""Self-modifying Titans: memories that make their own keys, values and step sizes (NL 8.1).
+
+Up to six memories M_k, M_v, M_q, M_eta, M_alpha, M_memory, each a residual MLP whose initial state
+is learned by the outer loop through the inner one. For token t (NL Eq. 86-88)
+
+    k_t = M_k(x_t),  v_t = M_v(x_t),  eta_t, alpha_t read from M_eta(x_t), M_alpha(x_t)
+    v^_box = M_box(v_t)                                 every memory generates its own target
+    M_box <- M_box (alpha_t I - eta_t k_t k_t^T) - eta_t grad L(M_box; k_t, v^_box)
+    y_t = M_memory(q_t),  q_t = x_t W_q
+
+The generators k, v, q, eta, alpha are always read at their chunk's anchor (NL Eq. 90), the memory
+after the token's own write. Memories that are not adaptive are ordinary projections: with only
+``memory`` adaptive the layer is Titans, with a linear memory DeltaNet or linear attention.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from nestling.engine import Layout, plan, run, scan
+from nestling.engine.carry import Carry, matrix
+from nestling.layers.conv import ShortConvolution
+from nestling.layers.norm import RMSNorm, unit
+from nestling.levels import Component, Level
+from nestling.memory import Delta, LearningRule, LinearMemory, MemoryState, MLPMemory, Tokens
+from nestling.shapes import Float, Tensor
+
+GENERATORS = ("k", "v", "q", "eta", "alpha")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfModifyingConfig:
+    """What a self-modifying layer is: memories x rule x chunk sizes, and where its gates start.
+
+    Attributes:
+        hidden: hidden size of the memories; None is the head size, 0 a linear memory.
+        adaptive: which memories are written; the others are static projections. ``memory`` is
+            always among them.
+        rule: learning rule of all of them.
+        chunk_size: tokens between two anchors of the generators.
+        memory_chunk_size: the same for ``memory``.
+        conv_size: taps of the convolutions on the key/value and query paths; 0 for none.
+        eta_max: largest step size; 1 suits L2 with DGD, which decays twice (reading R7).
+        eta_init: step size of ``memory`` at the start of training.
+        generator_scale: what the generators' step sizes are multiplied by at the start; learned.
+        alpha_init: fraction kept per token at the start (reading R4).
+        beta_init: momentum factor at the start.
+        recompute: chunks recomputed together in the backward pass; 0 keeps everything.
+    """
+
+    hidden: int | None = None
+    adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha", "memory")
+    rule: LearningRule = LearningRule(retention=Delta(), values="self")
+    chunk_size: int = 32
+    memory_chunk_size: int = 32
+    conv_size: int = 4
+    eta_max: float = 1.0
+    eta_init: float = 0.5
+    generator_scale: float = 0.1
+    alpha_init: float = 0.993
+    beta_init: float = 0.5
+    recompute: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = set(self.adaptive) - {*GENERATORS, "memory"}
+        if unknown:
+            raise ValueError(f"adaptive: unknown {sorted(unknown)}, expected some of {GENERATORS}")
+        if "memory" not in self.adaptive:
+            raise ValueError(f"adaptive: must contain 'memory', got {self.adaptive}")
+        for name in ("eta_init", "alpha_init", "beta_init"):
+            top = self.eta_max if name == "eta_init" else 1.0
+            if not 0 < getattr(self, name) < top:
+                raise ValueError(f"{name}: expected between 0 and {top}, got {getattr(self, name)}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class SelfModifyingState:
+    """State of the layer: the convolutions' last inputs and the memories.
+
+    Attributes:
+        tails: last inputs of the key/value and the query convolution, ``(B, 3, D)`` each.
+        generators: stacked on an axis N: ``(B, N, H, in, out)``; None if all are static.
+        memory: ``(B, H, in, out)``.
+    """
+
+    tails: tuple[Tensor, Tensor]
+    generators: MemoryState | None
+    memory: MemoryState
+
+
+@dataclass(frozen=True, kw_only=True)
+class Generated(Tokens):
+    """Tokens made by the generators for themselves, and what ``memory`` needs besides.
+
+    ``memory_eta`` is the step size before the generators' own scale, ``query`` is what reads the
+    memory; the generators themselves are read at their anchor only.
+    """
+
+    memory_eta: Tensor
+    query: Tensor
+
+    vectors: ClassVar[frozenset[str]] = Tokens.vectors | {"query"}
+
+
+class SelfModifyingTitans(nn.Module):
+    """A sequence layer whose memories modify themselves, ``(B, T, D) -> (B, T, D)``.
+
+    Args:
+        width: D.
+        heads: H, a divisor of the width.
+        config: memories, rule, chunk sizes; :class:`SelfModifyingConfig`.
+
+    Raises:
+        ValueError: if ``heads`` does not divide ``width``.
+
+    >>> layer = SelfModifyingTitans(8, 2)
+    >>> y, state = layer(torch.randn(1, 5, 8))
+    >>> y.shape, int(state.memory.position)
+    (torch.Size([1, 5, 8]), 5)
+    """
+
+    def __init__(self, width: int, heads: int, config: SelfModifyingConfig | None = None):
+        super().__init__()
+        if heads < 1 or width % heads:
+            raise ValueError(f"heads: expected a divisor of width {width}, got {heads}")
+        self.width, self.heads, self.head_size = width, heads, width // heads
+        self.config = config = config or SelfModifyingConfig()
+        hidden = self.head_size if config.hidden is None else config.hidden
+        self.memory = MLPMemory(hidden) if hidden else LinearMemory()
+        self.generators = tuple(name for name in GENERATORS if name in config.adaptive)
+
+        self.project = nn.ModuleDict({"kv": _linear(width), "q": _linear(width)})
+        self.project.update(
+            {name: _linear(width) for name in ("k", "v") if name not in config.adaptive}
+        )
+        self.conv = nn.ModuleDict(
+            {name: ShortConvolution(width, config.conv_size) for name in ("kv", "q")}
+            if config.conv_size
+            else {}
+        )
+        self.gates = nn.ModuleDict({name: Gate(heads, self.head_size, start) for name, start in
+                                    self._gate_starts().items()})  # fmt: skip
+        shapes = self.memory.shapes(self.head_size, self.head_size)
+        stack = len(self.generators)
+        self.initial_memory = _initial(shapes, (heads,))
+        self.initial_generators = _initial(shapes, (stack, heads)) if stack else None
+        scale = math.log(config.generator_scale / (1 - config.generator_scale))
+        self.scale = nn.Parameter(torch.full((stack, heads), scale)) if stack else None
+        self.norm = RMSNorm(self.head_size)
+        self.gate, self.out = _linear(width), _linear(width)
+
+    def _gate_starts(self) -> dict[str, float]:
+        config = self.config
+        starts = {"eta": config.eta_init / config.eta_max, "alpha": config.alpha_init}
+        if config.rule.momentum is not None:
+            starts["beta"] = config.beta_init
+        return starts
+
+    def initial_state(self, batch: int) -> SelfModifyingState:
+        """The learned initial memories, one copy per row; gradients reach them (NL 3.3)."""
+        tails = tuple(
+            self.conv[name].initial_state(batch) if self.conv else self.out.weight.new_zeros(batch, 0)
+            for name in ("kv", "q")
+        )
+        return SelfModifyingState(
+            tails=tails,
+            generators=None if self.initial_generators is None
+            else _expand(self.initial_generators, batch, self.config.rule),
+            memory=_expand(self.initial_memory, batch, self.config.rule),
+        )  # fmt: skip
+
+    def forward(
+        self,
+        x: Float[Tensor, "B T D"],
+        state: SelfModifyingState | None = None,
+        lengths: Tensor | None = None,
+    ) -> tuple[Float[Tensor, "B T D"], SelfModifyingState]:
+        """Write and read T tokens.
+
+        Args:
+            x: normalised residual stream.
+            state: from the last call, None to start from the learned initial memories.
+            lengths: real tokens in each row, the rest is padding on the right; None for all.
+        """
+        state = state or self.initial_state(x.shape[0])
+        paths, tails = {}, []
+        for name, tail in zip(("kv", "q"), state.tails, strict=True):
+            path = self.project[name](x)
+            if self.conv:
+                path, tail = self.conv[name](path, tail, lengths)
+            paths[name] = self._heads(path)
+            tails.append(tail)
+        mask = None
+        if lengths is not None:
+            mask = torch.arange(x.shape[1])[None, :] < lengths.cpu()[:, None]
+        tokens, generators = self._generate(paths, state.generators, mask)
+        y, memory = self._remember(tokens, state.memory, mask)
+        y = self.norm(y.to(x.dtype)).transpose(1, 2).flatten(2)
+        y = self.out(y * F.silu(self.gate(x)))
+        return y, SelfModifyingState(tails=tuple(tails), generators=generators, memory=memory)
+
+    def _heads(self, x: Tensor) -> Tensor:
+        return x.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2).to(self._dtype)
+
+    @property
+    def _dtype(self) -> torch.dtype:
+        """Of the inner states: float32 also where the outer weights are in half precision."""
+        dtype = self.out.weight.dtype
+        return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
+
+    def _generate(
+        self, paths: dict[str, Tensor], state: MemoryState | None, mask: Tensor | None
+    ) -> tuple[Generated, MemoryState | None]:
+        """Pass 1: k, v, q, eta, alpha of every token, from memories that learn on the way."""
+        B, _, T, _ = paths["kv"].shape
+        chunk_size = self.config.chunk_size
+        position = None if state is None else state.position
+        layout = plan(position, mask, batch=B, length=T, chunk_size=chunk_size if state else T)
+        x, q = (layout.spread(paths[name], axis=-2) for name in ("kv", "q"))
+        valid = layout.valid
+        if valid is None:
+            valid = torch.ones(B, T, dtype=torch.bool)
+        valid = valid.to(x.device)
+        static = {name: self._heads(self.project[name](x.transpose(1, 2).flatten(2)))
+                  for name in ("k", "v") if name in self.project}  # fmt: skip
+
+        def source(carry: Carry | None, start: int, stop: int) -> Generated:
+            part = {name: value[..., start:stop, :] for name, value in static.items()}
+            part |= {"x": x[..., start:stop, :], "q": q[..., start:stop, :]}
+            return self._tokens(carry, part, valid[:, start:stop])
+
+        if state is None:
+            return source(None, 0, T), None
+        rule = self.config.rule
+        tokens, _, state = run(
+            self.memory, rule, state, layout, source, recompute=self.config.recompute
+        )
+        assert isinstance(tokens, Generated)
+        if layout.target is not None:
+            tokens = _collect(layout, tokens)
+        return tokens, state
+
+    def _tokens(
+        self, carry: Carry | None, part: dict[str, Tensor], valid: Tensor
+    ) -> Generated:
+        """Read the generators at their anchor."""
+        made = {"k": part.get("k"), "v": part.get("v"), "q": part["q"]}
+        x = part["x"]
+        readings = {"eta": x, "alpha": x, "beta": x}
+        if carry is not None:
+            for index, name in enumerate(self.generators):
+                weights = {key: W[:, index] for key, W in carry.anchor.items()}
+                source = part["q"] if name == "q" else x
+                value = self.memory.read(source, lambda n, h, w=weights: matrix(w, n, h))
+                (made if name in made else readings)[name] = value
+        idle = ~valid[:, None, :]
+        eta = self.config.eta_max * self.gates["eta"](readings["eta"])
+        eta = eta.masked_fill(idle, 0.0)
+        alpha = self.gates["alpha"](readings["alpha"]).masked_fill(idle, 1.0)
+        beta = torch.ones_like(alpha)
+        if "beta" in self.gates:
+            beta = self.gates["beta"](readings["beta"]).masked_fill(idle, 1.0)
+        own = eta if self.scale is None else eta[:, None] * self.scale.sigmoid()[None, :, :, None]
+        axis = 0 if self.scale is None else 1
+
+        def stacked(value: Tensor) -> Tensor:
+            return value.unsqueeze(axis) if axis else value
+
+        return Generated(
+            k=stacked(unit(made["k"])),
+            v=stacked(unit(made["v"])),
+            q=None,
+            eta=own,
+            alpha=stacked(alpha),
+            beta=stacked(beta),
+            mask=valid,
+            memory_eta=eta,
+            query=unit(made["q"]),
+        )
+
+    def _remember(
+        self, tokens: Generated, state: MemoryState, mask: Tensor | None
+    ) -> tuple[Tensor, MemoryState]:
+        """Pass 2: write ``memory`` with the generated tokens and read it token by token."""
+        config, row = self.config, 0 if self.scale is None else 1
+        k, v, alpha, beta = (
+            value.select(1, 0) if row else value
+            for value in (tokens.k, tokens.v, tokens.alpha, tokens.beta)
+        )
+        memory_tokens = Tokens(
+            k=k, v=v, q=tokens.query, eta=tokens.memory_eta, alpha=alpha, beta=beta, mask=mask
+        )
+        y, state = scan(
+            self.memory, config.rule, state, memory_tokens,
+            chunk_size=config.memory_chunk_size, recompute=config.recompute,
+        )  # fmt: skip
+        assert y is not None
+        return y, state
+
+    def components(self, name: str) -> list[Component]:
+        """The memories of this layer, for the level table."""
+        H, rule = self.heads, self.config.rule.name
+        size = sum(i * o for i, o in self.memory.shapes(self.head_size, self.head_size).values())
+        copies = 2 if self.config.rule.has_momentum_state else 1
+        made = [
+            Component(
+                name=f"{name}.{box}",
+                level=Level(1),
+                memory=f"{self.memory.name} x {H} heads",
+                rule=rule,
+                context_flow="tokens, own values",
+                parameters=copies * size * H,
+            )
+            for box in self.generators
+        ]
+        return [
+            *made,
+            Component(
+                name=f"{name}.memory",
+                level=Level(1),
+                memory=f"{self.memory.name} x {H} heads",
+                rule=rule,
+                context_flow="tokens, keys and values of its generators",
+                parameters=copies * size * H,
+                after=tuple(item.name for item in made),
+            ),
+        ]
+
+    def liveness(self, before: SelfModifyingState, after: SelfModifyingState) -> dict[str, float]:
+        """``|M_after - M_before| / |M_before|`` of every memory; 0 is dead."""
+        found = {"memory": _moved(before.memory, after.memory)}
+        for index, name in enumerate(self.generators):
+            assert before.generators is not None and after.generators is not None
+            found[name] = _moved(before.generators, after.generators, index)
+        return found
+
+
+class Gate(nn.Module):
+    """One scalar per head and token in (0, 1): ``sigmoid(r . x + b)``, starting at ``start``.
+
+    Reading R4: without the bias every gate would start at 0.5, which wipes a memory in a few
+    tokens.
+    """
+
+    def __init__(self, heads: int, size: int, start: float):
+        super().__init__()
+        self.read_out = nn.Parameter(torch.randn(heads, size) * 0.1 / math.sqrt(size))
+        self.bias = nn.Parameter(torch.full((heads,), math.log(start / (1 - start))))
+
+    def forward(self, x: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H T"]:
+        """The gate of every token."""
+        logit = (x @ self.read_out[..., None].to(x.dtype)).squeeze(-1)
+        return torch.sigmoid(logit + self.bias[:, None].to(x.dtype))
+
+
+def _linear(width: int) -> nn.Linear:
+    return nn.Linear(width, width, bias=False)
+
+
+def _initial(shapes: dict[str, tuple[int, int]], rows: tuple[int, ...]) -> nn.ParameterDict:
+    return nn.ParameterDict(
+        {name: nn.Parameter(torch.randn(*rows, *io) * io[0] ** -0.5) for name, io in shapes.items()}
+    )
+
+
+def _expand(initial: nn.ParameterDict, batch: int, rule: LearningRule) -> MemoryState:
+    weights = {}
+    for name, value in initial.items():
+        full = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+        weights[name] = full.expand(batch, *value.shape)
+    momentum = {name: torch.zeros_like(W) for name, W in weights.items()}
+    return MemoryState(
+        weights=weights,
+        momentum=momentum if rule.has_momentum_state else {},
+        anchor=weights,
+        initial=weights if rule.retention.toward_initial else None,
+        position=torch.zeros(batch, dtype=torch.long),
+    )
+
+
+def _collect(layout: Layout, tokens: Generated) -> Generated:
+    """From the generators' columns back to token order."""
+    values = {
+        f.name: layout.collect(value, axis=tokens.time_axis(f.name))
+        for f in dataclasses.fields(tokens)
+        if (value := getattr(tokens, f.name)) is not None
+    }
+    return Generated(**values)
+
+
+def _moved(before: MemoryState, after: MemoryState, index: int | None = None) -> float:
+    change, size = 0.0, 0.0
+    for name, old in before.weights.items():
+        new = after.weights[name]
+        if index is not None:
+            old, new = old[:, index], new[:, index]
+        change += float((new - old).detach().square().sum())
+        size += float(old.detach().square().sum())
+    return (change / max(size, 1e-30)) ** 0.5

@@ -1,0 +1,113 @@
+"""What a model is, as one frozen value that can be written to JSON and read back."""
+
+from __future__ import annotations
+
+import dataclasses
+from dataclasses import dataclass, field
+from typing import Any
+
+from nestling import memory as _memory
+from nestling.layers import AttentionConfig, ContinuumConfig, SelfModifyingConfig
+from nestling.layers.block import MixerConfig
+
+# The only types that a saved configuration may name.
+_TYPES = {
+    cls.__name__: cls
+    for cls in (
+        AttentionConfig,
+        ContinuumConfig,
+        SelfModifyingConfig,
+        _memory.LearningRule,
+        _memory.DotProduct,
+        _memory.L2,
+        _memory.Lp,
+        _memory.Huber,
+        _memory.Keep,
+        _memory.Decay,
+        _memory.DecayToInitial,
+        _memory.Delta,
+        _memory.Momentum,
+        _memory.NewtonSchulz,
+    )
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelConfig:
+    """A language model: blocks of one mixer and one continuum of levels.
+
+    Attributes:
+        preset: the name that it was built from, for tables.
+        vocab_size: token ids are below it; 256 for bytes.
+        width: D of the residual stream.
+        heads: H, a divisor of the width.
+        layers: number of blocks.
+        mixer: the sequence layer.
+        continuum: the levels behind it.
+
+    Raises:
+        ValueError: naming the first argument that does not fit.
+
+    >>> config = ModelConfig(width=64, heads=2)
+    >>> ModelConfig.from_dict(config.to_dict()) == config
+    True
+    """
+
+    preset: str = "custom"
+    vocab_size: int = 256
+    width: int = 128
+    heads: int = 4
+    layers: int = 2
+    mixer: MixerConfig = field(default_factory=SelfModifyingConfig)
+    continuum: ContinuumConfig = field(default_factory=ContinuumConfig)
+
+    def __post_init__(self) -> None:
+        for name in ("vocab_size", "width", "heads", "layers"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
+        if self.width % self.heads:
+            raise ValueError(f"heads: expected a divisor of width {self.width}, got {self.heads}")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; nested parts carry their type's name under ``"is"``."""
+        return {f.name: _encode(getattr(self, f.name)) for f in dataclasses.fields(self)}
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
+        """Read what :meth:`to_dict` wrote.
+
+        Raises:
+            ValueError: for an unknown field or type, naming it.
+        """
+        return _build(cls, values)
+
+
+def _encode(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        fields = {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {"is": type(value).__name__, **fields}
+    if isinstance(value, tuple | list):
+        return [_encode(item) for item in value]
+    return value
+
+
+def _decode(value: Any) -> Any:
+    if isinstance(value, dict):
+        kind = value.get("is")
+        if kind not in _TYPES:
+            raise ValueError(f"config: unknown type {kind!r}, expected one of {sorted(_TYPES)}")
+        return _build(_TYPES[kind], {k: v for k, v in value.items() if k != "is"})
+    if isinstance(value, list):
+        return tuple(_decode(item) for item in value)
+    return value
+
+
+def _build(cls: type, values: dict[str, Any]) -> Any:
+    if not isinstance(values, dict):
+        raise ValueError(f"config: expected an object for {cls.__name__}, got {values!r}")
+    known = {f.name for f in dataclasses.fields(cls)}
+    unknown = set(values) - known
+    if unknown:
+        raise ValueError(f"config: {cls.__name__} has no field {sorted(unknown)}")
+    return cls(**{name: _decode(value) for name, value in values.items()})

@@ -1,0 +1,6 @@
+"""Optimizers: which parameters decay, and levels that move at their own period."""
+
+from nestling.optim.groups import adamw, decay_groups
+from nestling.optim.levelwise import LevelwiseOptimizer, Moved, NonFiniteError
+
+__all__ = ["LevelwiseOptimizer", "Moved", "NonFiniteError", "adamw", "decay_groups"]
