@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from importlib import resources
 from pathlib import Path
 
+from nestling.data import read_documents
+
 TITLES = {
     "english": "English novel (Pride and Prejudice)",
     "python": "Python source (standard library)",
@@ -54,29 +56,23 @@ def shipped() -> list[tuple[str, str]]:
     ]
 
 
-def read_files(paths: Sequence[Path]) -> list[tuple[str, str]]:
-    """Name and text of the user's own files; equal names are told apart by a number.
+def read_texts(paths: Sequence[Path]) -> list[tuple[str, str]]:
+    """One domain for each of the user's paths; equal names are told apart by a number.
+
+    A folder or a JSONL file is one domain: its documents, with empty lines in between.
 
     Raises:
-        ValueError: naming the file, if it cannot be read or is not UTF-8.
+        ValueError: naming the file, if it is missing, empty or not UTF-8.
     """
-    texts: list[tuple[str, str]] = []
+    texts: dict[str, str] = {}
     for path in paths:
-        try:
-            text = path.read_bytes().decode("utf-8")
-        except OSError as error:
-            raise ValueError(f"text: cannot read {path}: {error.strerror or error}") from error
-        except UnicodeDecodeError as error:
-            raise ValueError(
-                f"text: expected UTF-8, but {path} has a foreign byte at offset {error.start}"
-            ) from error
-        taken = {name for name, _ in texts}
-        name, number = path.stem or path.name, 1
-        while name in taken:
+        text = "\n\n".join(document.text for document in read_documents([path]))
+        name, number = path.stem or str(path), 1
+        while name in texts:
             number += 1
             name = f"{path.stem}-{number}"
-        texts.append((name, text))
-    return texts
+        texts[name] = text
+    return list(texts.items())
 
 
 def split(name: str, text: str, *, held_out_bytes: int, least_train_bytes: int) -> Domain:
