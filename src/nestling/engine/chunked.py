@@ -19,7 +19,6 @@ Nothing of size tokens x weights is formed. Without momentum ``c = D`` and u joi
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 
@@ -200,11 +199,10 @@ def chunked(
     rule: LearningRule,
     carry: Carry,
     segment: Segment,
-    source: Callable[[Carry, int, int], Tokens],
+    tokens: Tokens,
     reads: str,
-) -> tuple[Tokens, Tensor | None, Carry]:
+) -> tuple[Tensor | None, Carry]:
     """Run the tokens of one segment at once."""
-    tokens = source(carry, segment.start, segment.stop)
     surprises = memory.surprises(carry.anchor, tokens.k, tokens.v, rule)
     gates = Gates.of(rule, tokens)
     paths = {
@@ -229,7 +227,7 @@ def chunked(
     if rule.output_map is not None:
         weights = _write_step(rule, segment, tokens, weights, momentum)
     moved = carry.moved(weights, momentum)
-    return tokens, _read(memory, rule, segment, tokens.q, paths, moved, reads), moved
+    return _read(memory, rule, segment, tokens.q, paths, moved, reads), moved
 
 
 def _momentum(gates: Gates, surprise: Surprise, S: Tensor) -> Tensor:

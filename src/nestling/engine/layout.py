@@ -53,6 +53,11 @@ class Layout:
     target: Tensor | None
     position: Tensor
 
+    @property
+    def sizes(self) -> list[int]:
+        """Columns of each segment."""
+        return [segment.stop - segment.start for segment in self.segments]
+
     def spread(self, x: Tensor, *, axis: int, fill: float = FILL) -> Tensor:
         """Place tokens into columns along ``axis`` (-1 or -2) and ``fill`` the empty ones."""
         if self.source is not None:

@@ -11,8 +11,6 @@ Every other engine must return the same numbers.
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Callable
 from functools import partial
 
 import torch
@@ -29,20 +27,18 @@ def recurrent(
     rule: LearningRule,
     carry: Carry,
     segment: Segment,
-    source: Callable[[Carry, int, int], Tokens],
+    tokens: Tokens,
     reads: str,
-) -> tuple[Tokens, Tensor | None, Carry]:
+) -> tuple[Tensor | None, Carry]:
     """Run the tokens of one segment, one after the other."""
-    fed, read = [], []
-    for t in range(segment.start, segment.stop):
-        token = source(carry, t, t + 1)
-        carry = write(memory, rule, carry, token, segment.closing[:, t - segment.start])
+    read = []
+    for t in range(tokens.length):
+        token = tokens.between(t, t + 1)
+        carry = write(memory, rule, carry, token, segment.closing[:, t])
         if token.q is not None:
             weights = carry.weights if reads == "exact" else carry.anchor
             read.append(memory.read(token.q, partial(matrix, weights)))
-        fed.append(token)
-    tokens = join(fed)
-    return tokens, torch.cat(read, dim=-2) if read else None, carry
+    return torch.cat(read, dim=-2) if read else None, carry
 
 
 def write(memory, rule: LearningRule, carry: Carry, token: Tokens, closing: Tensor) -> Carry:
@@ -64,14 +60,3 @@ def write(memory, rule: LearningRule, carry: Carry, token: Tokens, closing: Tens
         weights[name] = choose(token.mask[:, 0], kept + step, M)
     return carry.moved(weights, momentum)
 
-
-def join(parts: list[Tokens]) -> Tokens:
-    """Concatenate tokens in time."""
-
-    def cat(name: str) -> Tensor | None:
-        values = [getattr(part, name) for part in parts]
-        return None if values[0] is None else torch.cat(values, dim=parts[0].time_axis(name))
-
-    return dataclasses.replace(
-        parts[0], **{field.name: cat(field.name) for field in dataclasses.fields(parts[0])}
-    )

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 from nestling.engine.carry import Carry
 from nestling.engine.chunked import chunked
 from nestling.engine.layout import Layout, plan
-from nestling.engine.recurrent import join, recurrent
+from nestling.engine.recurrent import recurrent
 from nestling.engine.validate import check, check_softmax
 from nestling.memory.rule import LearningRule
 from nestling.memory.softmax import SoftmaxMemory
@@ -19,7 +19,7 @@ from nestling.memory.state import MemoryState, Tokens
 from nestling.shapes import Tensor
 
 ENGINES = {"chunked": chunked, "recurrent": recurrent}
-Source = Callable[[Carry, int, int], Tokens]
+Source = Callable[[Carry, int], Tokens]
 
 
 def scan(
@@ -75,9 +75,9 @@ def scan(
     layout = plan(
         state.position, tokens.mask, batch=state.batch, length=fed.length, chunk_size=chunk_size
     )
-    spread = _spread(layout, fed)
+    parts = _spread(layout, fed).split(layout.sizes)
     _, y, new = run(
-        memory, rule, state, layout, lambda _, start, stop: _slice(spread, start, stop),
+        memory, rule, state, layout, lambda _, index: parts[index],
         engine=engine, reads=reads, recompute=recompute,
     )  # fmt: skip
     if y is not None:
@@ -98,9 +98,9 @@ def run(
 ) -> tuple[Tokens | None, Tensor | None, MemoryState]:
     """Drive an engine over the segments of a layout, with tokens from ``source``.
 
-    ``source(carry, start, stop)`` gives the tokens in columns ``start:stop``; a memory that
-    generates its own keys and values computes them from ``carry.anchor``. Their ``eta`` must be 0
-    and ``alpha``, ``beta`` 1 in columns that hold no real token.
+    ``source(carry, index)`` gives the tokens of segment ``index``; a memory that generates its
+    own keys and values computes them from ``carry.anchor``. Their ``eta`` must be 0 and ``alpha``,
+    ``beta`` 1 in columns that hold no real token.
 
     Returns:
         the tokens that were written, the reads (columns of the layout) and the new state.
@@ -114,10 +114,11 @@ def run(
 
     def advance(carry: Carry, group) -> tuple[list[Tokens], list[Tensor | None], Carry]:
         tokens, ys = [], []
-        for segment in group:
-            written, y, carry = step(memory, rule, carry.opened(segment), segment, source, reads)
+        for index, segment in group:
+            carry = carry.opened(segment)
+            tokens.append(source(carry, index))
+            y, carry = step(memory, rule, carry, segment, tokens[-1], reads)
             carry = carry.closed(segment, rule)
-            tokens.append(written)
             ys.append(y)
         return tokens, ys, carry
 
@@ -141,12 +142,13 @@ def run(
         position=layout.position,
     )
     y = None if not read or read[0] is None else torch.cat(read, dim=-2)
-    return join(fed) if fed else None, y, new
+    return Tokens.join(fed) if fed else None, y, new
 
 
 def _groups(segments, recompute: int) -> list:
-    size = recompute or max(1, len(segments))
-    return [segments[i : i + size] for i in range(0, len(segments), size)]
+    numbered = list(enumerate(segments))
+    size = recompute or max(1, len(numbered))
+    return [numbered[i : i + size] for i in range(0, len(numbered), size)]
 
 
 def _momentum(rule: LearningRule, state: MemoryState):
@@ -159,8 +161,7 @@ def _spread(layout: Layout, tokens: Tokens) -> Tokens:
     """Tokens in columns; padded columns neither step nor fade."""
     valid = layout.valid
     if valid is None:
-        ones = torch.ones(tokens.k.shape[0], tokens.length, dtype=torch.bool)
-        valid = ones
+        valid = torch.ones(tokens.k.shape[0], tokens.length, dtype=torch.bool)
     return Tokens(
         k=layout.spread(tokens.k, axis=-2),
         v=layout.spread(tokens.v, axis=-2),
@@ -169,18 +170,6 @@ def _spread(layout: Layout, tokens: Tokens) -> Tokens:
         alpha=layout.spread(tokens.alpha, axis=-1, fill=1.0),
         beta=layout.spread(tokens.beta, axis=-1, fill=1.0),
         mask=valid.to(tokens.k.device),
-    )
-
-
-def _slice(tokens: Tokens, start: int, stop: int) -> Tokens:
-    return Tokens(
-        k=tokens.k[..., start:stop, :],
-        v=tokens.v[..., start:stop, :],
-        q=None if tokens.q is None else tokens.q[..., start:stop, :],
-        eta=tokens.eta[..., start:stop],
-        alpha=tokens.alpha[..., start:stop],
-        beta=tokens.beta[..., start:stop],
-        mask=tokens.mask[:, start:stop],
     )
 
 

@@ -18,6 +18,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from functools import partial
 from typing import ClassVar
 
 import torch
@@ -231,13 +232,19 @@ class SelfModifyingTitans(nn.Module):
         static = {name: self._heads(self.project[name](x.transpose(1, 2).flatten(2)))
                   for name in ("k", "v") if name in self.project}  # fmt: skip
 
-        def source(carry: Carry | None, start: int, stop: int) -> Generated:
-            part = {name: value[..., start:stop, :] for name, value in static.items()}
-            part |= {"x": x[..., start:stop, :], "q": q[..., start:stop, :]}
-            return self._tokens(carry, part, valid[:, start:stop])
+        parts = {
+            name: torch.split(value, layout.sizes, dim=axis)
+            for name, value, axis in [
+                ("x", x, -2), ("q", q, -2), ("valid", valid, -1),
+                *((name, value, -2) for name, value in static.items()),
+            ]
+        }  # fmt: skip
+
+        def source(carry: Carry | None, index: int) -> Generated:
+            return self._tokens(carry, {name: part[index] for name, part in parts.items()})
 
         if state is None:
-            return source(None, 0, T), None
+            return source(None, 0), None
         rule = self.config.rule
         tokens, _, state = run(
             self.memory, rule, state, layout, source, recompute=self.config.recompute
@@ -247,18 +254,20 @@ class SelfModifyingTitans(nn.Module):
             tokens = _collect(layout, tokens)
         return tokens, state
 
-    def _tokens(
-        self, carry: Carry | None, part: dict[str, Tensor], valid: Tensor
-    ) -> Generated:
+    def _tokens(self, carry: Carry | None, part: dict[str, Tensor]) -> Generated:
         """Read the generators at their anchor."""
+        valid = part["valid"]
         made = {"k": part.get("k"), "v": part.get("v"), "q": part["q"]}
         x = part["x"]
         readings = {"eta": x, "alpha": x, "beta": x}
         if carry is not None:
-            for index, name in enumerate(self.generators):
-                weights = {key: W[:, index] for key, W in carry.anchor.items()}
-                source = part["q"] if name == "q" else x
-                value = self.memory.read(source, lambda n, h, w=weights: matrix(w, n, h))
+            inputs = x[:, None]
+            if "q" in self.generators:
+                inputs = torch.stack(
+                    [part["q"] if name == "q" else x for name in self.generators], dim=1
+                )
+            values = self.memory.read(inputs, partial(matrix, carry.anchor)).unbind(1)
+            for name, value in zip(self.generators, values, strict=True):
                 (made if name in made else readings)[name] = value
         idle = ~valid[:, None, :]
         eta = self.config.eta_max * self.gates["eta"](readings["eta"])

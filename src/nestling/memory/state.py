@@ -9,13 +9,16 @@ reference to it.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self, TypeVar
+
+import torch
 
 from nestling.shapes import Tensor
 
 Weights = Mapping[str, Tensor]
+TokensT = TypeVar("TokensT", bound="Tokens")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,6 +57,38 @@ class Tokens:
     def time_axis(self, name: str) -> int:
         """Where time runs in a field: vectors have their features behind it."""
         return -2 if name in self.vectors else -1
+
+    def between(self, start: int, stop: int) -> Self:
+        """Tokens ``start:stop``."""
+        return self._each(lambda _, x, axis: x.narrow(axis, start, stop - start))
+
+    def split(self, sizes: Sequence[int]) -> list[Self]:
+        """Consecutive parts; one operation, so that their gradients are joined only once."""
+        parts = {
+            field.name: torch.split(value, list(sizes), dim=self.time_axis(field.name))
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return [
+            dataclasses.replace(self, **{name: part[i] for name, part in parts.items()})
+            for i in range(len(sizes))
+        ]
+
+    @staticmethod
+    def join(parts: Sequence[TokensT]) -> TokensT:
+        """Concatenate in time."""
+        rest = parts[1:]
+        return parts[0]._each(
+            lambda name, x, axis: torch.cat([x, *(getattr(p, name) for p in rest)], dim=axis)
+        )
+
+    def _each(self, function: Callable[[str, Tensor, int], Tensor]) -> Self:
+        values = {
+            field.name: function(field.name, value, self.time_axis(field.name))
+            for field in dataclasses.fields(self)
+            if (value := getattr(self, field.name)) is not None
+        }
+        return dataclasses.replace(self, **values)
 
 
 @dataclass(frozen=True, kw_only=True)
