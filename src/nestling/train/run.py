@@ -7,16 +7,11 @@ every step: gradients of ``accumulate`` batches, averaged; clocks + tokens; due 
 from __future__ import annotations
 
 import math
-import random
-import resource
-import sys
 import time
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from typing import Any
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
@@ -29,7 +24,9 @@ from nestling.optim.levelwise import Make
 from nestling.shapes import Tensor
 from nestling.train.checkpoint import Checkpoint, CheckpointError
 from nestling.train.config import TrainConfig
+from nestling.train.measure import evaluate, first_non_finite, peak_memory
 from nestling.train.schedule import warmup_cosine
+from nestling.train.weights import load_weights, random_state, set_random_state, weights
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -103,6 +100,7 @@ class Run:
             clip=config.clip,
         )
         self.inner: Any = None
+        self._last: tuple[Tensor, Tensor, Any] | None = None
         self.steps = 0
         self.device = next(model.parameters()).device
 
@@ -114,20 +112,19 @@ class Run:
                 where in the model. Nothing has been moved then.
         """
         config, began = self.config, time.perf_counter()
-        total = torch.zeros((), device=self.device)
+        total = 0.0
         for _ in range(config.accumulate):
             inputs, targets = (part.to(self.device) for part in self.stream.next())
-            with self._autocast():
-                logits, state = self.model(inputs, self.inner)
-            loss = F.cross_entropy(logits.float().flatten(0, 1), targets.flatten())
+            self._last = (inputs, targets, self.inner)
+            loss, state = self._loss(*self._last)
+            value = float(loss.detach())
+            if not math.isfinite(value):
+                raise NonFiniteError(self._lament(f"the loss is {value}"))
             (loss / config.accumulate).backward()
-            total += loss.detach() / config.accumulate
+            total += value / config.accumulate
             if config.carry_state:
                 # Contiguous, so that a state read back from a file is the same to the last bit.
                 self.inner = map_tensors(lambda t: t.detach().contiguous(), state)
-        value = float(total)
-        if not math.isfinite(value):
-            raise NonFiniteError(self._lament(f"the loss is {value}", inputs))
         factor = warmup_cosine(
             self.steps, steps=config.steps, warmup=config.warmup_steps, floor=config.floor
         )
@@ -135,14 +132,14 @@ class Run:
         try:
             moved = self.optimizer.step(tokens=config.tokens_per_step)
         except NonFiniteError as error:
-            raise NonFiniteError(self._lament(str(error), inputs)) from error
+            raise NonFiniteError(self._lament(str(error))) from error
         self.steps += 1
         seconds = time.perf_counter() - began
         return Step(
             step=self.steps,
             tokens=self.optimizer.tokens,
-            loss=value,
-            bits_per_byte=self.bits_per_byte(value),
+            loss=total,
+            bits_per_byte=self.bits_per_byte(total),
             grad_norm=moved.norm,
             lr=config.lr * factor,
             tokens_per_second=config.tokens_per_step / seconds,
@@ -150,6 +147,26 @@ class Run:
             moved=tuple(level.period for level in moved.levels),
             seconds=seconds,
         )
+
+    @torch.no_grad()
+    def check(self) -> None:
+        """Make sure that the weights as they are now still predict: one more forward pass.
+
+        A step with a finite gradient may still throw the weights out of bounds. Asked before every
+        save, so that each checkpoint is one to go on from.
+
+        Raises:
+            NonFiniteError: if the last batch's loss, or the carried state, is no longer finite.
+        """
+        if self._last is None:
+            return
+        for name, tensor in flatten(self.inner).items() if self.inner is not None else ():
+            if not bool(tensor.isfinite().all()):
+                raise NonFiniteError(self._lament(f"carried state {name} is not finite"))
+        with torch.random.fork_rng(self._cuda()):
+            value = float(self._loss(*self._last)[0])
+        if not math.isfinite(value):
+            raise NonFiniteError(self._lament(f"after it the loss is {value}", self.steps))
 
     def bits_per_byte(self, loss: float) -> float:
         """Nats per token as bits per byte."""
@@ -218,134 +235,25 @@ class Run:
         enabled = self.config.precision == "bfloat16"
         return torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=enabled)
 
-    def _lament(self, what: str, inputs: Tensor) -> str:
-        place = self.stream.batches
+    def _cuda(self) -> list[torch.device]:
+        return [self.device] if self.device.type == "cuda" else []
+
+    def _loss(self, inputs: Tensor, targets: Tensor, inner: Any) -> tuple[Tensor, Any]:
         with self._autocast():
-            where = first_non_finite(self.model, inputs, self.inner)
+            logits, state = self.model(inputs, inner)
+        return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()), state
+
+    def _lament(self, what: str, step: int | None = None) -> str:
+        assert self._last is not None
+        with self._autocast():
+            where = first_non_finite(self.model, self._last[0], self._last[2])
+        config, at = self.config, step or self.steps + 1
+        float32 = ", or float32" if config.precision != "float32" else ""
         return (
-            f"step {self.steps + 1} (batch {place} of the text): {what}{where}; nothing was moved "
-            f"by it. Try a smaller lr (now {self.config.lr:g}), a longer warmup "
-            f"({self.config.warmup_steps} steps), a smaller clip ({self.config.clip})"
-            + (" or float32" if self.config.precision != "float32" else "")
+            f"step {at} (batch {self.stream.batches} of the text): {what}{where}. Try a smaller lr "
+            f"(now {config.lr:g}), a longer warmup ({config.warmup_steps} steps) or a smaller clip "
+            f"({config.clip}){float32}"
         )
-
-
-@torch.no_grad()
-def evaluate(
-    model: LanguageModel, ids: Tensor, *, batch: int, length: int, carry_state: bool = False
-) -> float:
-    """Mean loss on one row of ids, nats per token.
-
-    The ids are cut into up to ``batch`` equal rows, read side by side in pieces of ``length``
-    tokens; with ``carry_state`` the inner state is carried along each row. At most one token per
-    row is left out.
-
-    Raises:
-        ValueError: if there are fewer than two tokens.
-    """
-    if len(ids) < 2:
-        raise ValueError(f"ids: expected at least 2 tokens to measure on, got {len(ids)}")
-    device = next(model.parameters()).device
-    rows = max(1, min(batch, (len(ids) - 1) // length))
-    per_row = (len(ids) - 1) // rows
-    starts = torch.arange(rows)[:, None] * per_row
-    total, count, state = 0.0, 0, None
-    for start in range(0, per_row, length):
-        window = starts + torch.arange(start, min(start + length, per_row) + 1)
-        piece = ids[window].long().to(device)
-        logits, after = model(piece[:, :-1], state)
-        state = after if carry_state else None
-        targets = piece[:, 1:].flatten()
-        total += float(F.cross_entropy(logits.float().flatten(0, 1), targets, reduction="sum"))
-        count += targets.numel()
-    return total / count
-
-
-@torch.no_grad()
-def first_non_finite(model: torch.nn.Module, inputs: Tensor, state: Any = None) -> str:
-    """Where the first NaN or infinity is: a parameter, or the output of a part; "" if nowhere."""
-    for name, parameter in model.named_parameters():
-        if not bool(parameter.isfinite().all()):
-            return f", parameter {name} is not finite"
-    found: list[str] = []
-
-    def look(name: str) -> Any:
-        def hook(module: torch.nn.Module, args: Any, output: Any) -> None:
-            out = output[0] if isinstance(output, tuple) else output
-            if not found and isinstance(out, Tensor) and not bool(out.isfinite().all()):
-                found.append(name)
-
-        return hook
-
-    hooks = [m.register_forward_hook(look(n)) for n, m in model.named_modules() if n]
-    try:
-        model(inputs, state)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return f", first in the output of {found[0]}" if found else ""
-
-
-def weights(model: torch.nn.Module) -> dict[str, Tensor]:
-    """Parameters and persistent buffers by name; tied ones once."""
-    named = {name: parameter.detach() for name, parameter in model.named_parameters()}
-    parameters = {name for name, _ in model.named_parameters(remove_duplicate=False)}
-    return named | {n: t for n, t in model.state_dict().items() if n not in parameters}
-
-
-@torch.no_grad()
-def load_weights(model: torch.nn.Module, tensors: Mapping[str, Tensor]) -> None:
-    """Copy ``tensors`` into the model.
-
-    Raises:
-        ValueError: naming the first weight that is missing, unknown or of another shape.
-    """
-    own = weights(model)
-    for kind, names in (("misses", own.keys() - tensors), ("does not know", tensors.keys() - own)):
-        if names:
-            raise ValueError(
-                f"weights: the {'checkpoint' if kind == 'misses' else 'model'} {kind} "
-                f"{min(names)!r} ({len(names)} in all)"
-            )
-    for name, tensor in own.items():
-        if tensor.shape != tensors[name].shape:
-            raise ValueError(
-                f"weights: {name} has shape {tuple(tensors[name].shape)} in the checkpoint, "
-                f"{tuple(tensor.shape)} in the model"
-            )
-    for name, tensor in own.items():
-        tensor.copy_(tensors[name])
-
-
-def random_state() -> dict[str, Any]:
-    """State of every global random number generator."""
-    version, numbers, spare = random.getstate()
-    _, keys, position, has_gauss, cached = np.random.get_state(legacy=True)
-    return {
-        "torch": torch.get_rng_state(),
-        "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-        "python": [version, torch.tensor(numbers), spare],
-        "numpy": [torch.from_numpy(np.array(keys, dtype=np.int64)), position, has_gauss, cached],
-    }
-
-
-def set_random_state(state: Mapping[str, Any]) -> None:
-    """Put back what :func:`random_state` returned."""
-    torch.set_rng_state(state["torch"].clone())
-    if state["cuda"] and torch.cuda.is_available():
-        torch.cuda.set_rng_state_all([one.clone() for one in state["cuda"]])
-    version, numbers, spare = state["python"]
-    random.setstate((version, tuple(numbers.tolist()), spare))
-    keys, position, has_gauss, cached = state["numpy"]
-    np.random.set_state(("MT19937", keys.numpy().astype(np.uint32), position, has_gauss, cached))
-
-
-def peak_memory(device: torch.device) -> float:
-    """Largest memory so far in MiB: of the accelerator if there is one, else of the process."""
-    if device.type == "cuda":
-        return torch.cuda.max_memory_allocated(device) / 2**20
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
 
 
 def _by_level(model: LanguageModel) -> list[tuple[Level, dict[str, torch.nn.Parameter]]]:

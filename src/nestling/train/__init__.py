@@ -1,0 +1,26 @@
+"""Training: the loop, its checkpoints, its learning rate."""
+
+from nestling.train.checkpoint import Checkpoint, CheckpointError, latest, read, write
+from nestling.train.config import TrainConfig
+from nestling.train.loop import Output, Result, train
+from nestling.train.measure import evaluate
+from nestling.train.metrics import read_metrics
+from nestling.train.run import Run, Step
+from nestling.train.schedule import warmup_cosine
+
+__all__ = [
+    "Checkpoint",
+    "CheckpointError",
+    "Output",
+    "Result",
+    "Run",
+    "Step",
+    "TrainConfig",
+    "evaluate",
+    "latest",
+    "read",
+    "read_metrics",
+    "train",
+    "warmup_cosine",
+    "write",
+]
