@@ -90,9 +90,7 @@ class Gates:
             landed = decay.between * mask
             c = landed @ momentum.between
             a = (landed @ momentum.total[..., None]).squeeze(-1)
-        before = Products(
-            down(decay.total, 1.0, axis=-1), down(decay.between, 0.0, axis=-2)
-        )
+        before = Products(down(decay.total, 1.0, axis=-1), down(decay.between, 0.0, axis=-2))
         return Gates(
             eta=tokens.eta,
             decay=decay,

@@ -59,4 +59,3 @@ def write(memory, rule: LearningRule, carry: Carry, token: Tokens, closing: Tens
         kept = rule.retention.retain(M, k, eta, alpha, carry.initial[name], index == 0)
         weights[name] = choose(token.mask[:, 0], kept + step, M)
     return carry.moved(weights, momentum)
-

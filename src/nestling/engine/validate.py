@@ -156,7 +156,9 @@ def _cast(name: str, tensor: Tensor, shape, dtype: torch.dtype, device: torch.de
         raise ValueError(f"{name}: expected device {device} (the state's), got {tensor.device}")
     if tensor.dtype in HALF or tensor.dtype == dtype:
         return tensor.to(dtype)
-    raise ValueError(f"{name}: expected {dtype} (the state's) or half precision, got {tensor.dtype}")
+    raise ValueError(
+        f"{name}: expected {dtype} (the state's) or half precision, got {tensor.dtype}"
+    )
 
 
 def _shape(tensor: Tensor | None) -> str:

@@ -1,6 +1,6 @@
 """Softmax attention as a sequence layer: the non-parametric memory with rotary positions.
 
-    y = softmax(q K^T / sqrt(d)) V        (NL Eq. 62-63), q and k rotated by their position (RoPE)
+y = softmax(q K^T / sqrt(d)) V        (NL Eq. 62-63), q and k rotated by their position (RoPE)
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """A block: a sequence layer, then a Continuum Memory System, both on the residual stream (NL 8.3).
 
-    x <- x + mixer(norm(x)),    x <- CMS(x)                               (NL Eq. 94-97)
+x <- x + mixer(norm(x)),    x <- CMS(x)                               (NL Eq. 94-97)
 """
 
 from __future__ import annotations

@@ -11,8 +11,33 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from nestling.shapes import Float, Tensor
+
+
+class _Convolve(torch.autograd.Function):
+    """``y_t = sum_i w_i x_{t+i}`` per channel, accumulated in place: one pass for every tap."""
+
+    @staticmethod
+    def forward(ctx, padded: Tensor, weight: Tensor) -> Tensor:
+        ctx.save_for_backward(padded, weight)
+        T = padded.shape[1] - weight.shape[0] + 1
+        y = padded[:, :T] * weight[0]
+        for tap in range(1, weight.shape[0]):
+            y.addcmul_(padded[:, tap : tap + T], weight[tap])
+        return y
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor):
+        padded, weight = ctx.saved_tensors
+        T = dy.shape[1]
+        dx, dw = torch.zeros_like(padded), torch.empty_like(weight)
+        for tap in range(weight.shape[0]):
+            dx[:, tap : tap + T].addcmul_(dy, weight[tap])
+            dw[tap] = (padded[:, tap : tap + T] * dy).sum((0, 1))
+        return dx, dw
 
 
 class ShortConvolution(nn.Module):
@@ -55,10 +80,7 @@ class ShortConvolution(nn.Module):
         """
         T, keep = x.shape[1], self.size - 1
         padded = torch.cat([tail.to(x.dtype), x], dim=1)
-        weight = self.weight.to(x.dtype)
-        y = padded[:, keep:] * weight[keep]
-        for tap in range(keep):
-            y = y + padded[:, tap : tap + T] * weight[tap]
+        y = _Convolve.apply(padded, self.weight.to(x.dtype))
         if lengths is None:
             tail = padded[:, T:]
         else:

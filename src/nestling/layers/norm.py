@@ -5,15 +5,41 @@ from __future__ import annotations
 import torch
 import torch.nn.functional as F
 from torch import nn
+from torch.autograd.function import once_differentiable
 
 from nestling.shapes import Float, Tensor
 
 
-class RMSNorm(nn.Module):
-    """``x / rms(x) * weight``, computed in float32 under autocast.
+class _RMS(torch.autograd.Function):
+    """``y = x r w`` with ``r = 1 / rms(x)``, in half the memory traffic of the composite.
 
-    >>> RMSNorm(2)(torch.tensor([3.0, 3.0]))
-    tensor([1.0000, 1.0000], grad_fn=<MulBackward0>)
+    With ``P = dy x r``: ``dw = sum P`` and ``dx = r (dy w - x r mean(P w))``.
+    """
+
+    @staticmethod
+    def forward(ctx, x: Tensor, weight: Tensor, eps: float) -> Tensor:
+        wide = torch.float64 if x.dtype == torch.float64 else torch.float32
+        norm = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
+        r = (norm.square() / x.shape[-1] + eps).rsqrt().to(x.dtype)
+        ctx.save_for_backward(x, weight, r)
+        return (x * r).mul_(weight.to(x.dtype))
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, dy: Tensor):
+        x, weight, r = ctx.saved_tensors
+        scaled = x * r
+        P = dy * scaled
+        mean = (P @ weight.to(P.dtype))[..., None] / x.shape[-1]
+        dx = (dy * weight.to(dy.dtype)).addcmul_(scaled, mean, value=-1).mul_(r)
+        return dx, P.reshape(-1, x.shape[-1]).sum(0).to(weight.dtype), None
+
+
+class RMSNorm(nn.Module):
+    """``x / rms(x) * weight`` (Zhang and Sennrich 2019), the mean square in float32 at least.
+
+    >>> RMSNorm(2)(torch.tensor([3.0, 3.0])).tolist()
+    [0.99999..., 0.99999...]
     """
 
     def __init__(self, width: int, eps: float = 1e-6):
@@ -23,7 +49,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:
         """Normalise the last axis."""
-        return F.rms_norm(x, (x.shape[-1],), eps=self.eps) * self.weight.to(x.dtype)
+        return _RMS.apply(x, self.weight, self.eps)
 
 
 def unit(x: Float[Tensor, "... D"]) -> Float[Tensor, "... D"]:

@@ -28,6 +28,7 @@ from torch import nn
 from nestling.engine import Layout, plan, run, scan
 from nestling.engine.carry import Carry, matrix
 from nestling.layers.conv import ShortConvolution
+from nestling.layers.inner import Gate, initial_memory, initial_weights, moved
 from nestling.layers.norm import RMSNorm, unit
 from nestling.levels import Component, Level
 from nestling.memory import Delta, LearningRule, LinearMemory, MemoryState, MLPMemory, Tokens
@@ -150,8 +151,8 @@ class SelfModifyingTitans(nn.Module):
                                     self._gate_starts().items()})  # fmt: skip
         shapes = self.memory.shapes(self.head_size, self.head_size)
         stack = len(self.generators)
-        self.initial_memory = _initial(shapes, (heads,))
-        self.initial_generators = _initial(shapes, (stack, heads)) if stack else None
+        self.initial_memory = initial_weights(shapes, (heads,))
+        self.initial_generators = initial_weights(shapes, (stack, heads)) if stack else None
         scale = math.log(config.generator_scale / (1 - config.generator_scale))
         self.scale = nn.Parameter(torch.full((stack, heads), scale)) if stack else None
         self.norm = RMSNorm(self.head_size)
@@ -167,14 +168,16 @@ class SelfModifyingTitans(nn.Module):
     def initial_state(self, batch: int) -> SelfModifyingState:
         """The learned initial memories, one copy per row; gradients reach them (NL 3.3)."""
         tails = tuple(
-            self.conv[name].initial_state(batch) if self.conv else self.out.weight.new_zeros(batch, 0)
+            self.conv[name].initial_state(batch)
+            if self.conv
+            else self.out.weight.new_zeros(batch, 0)
             for name in ("kv", "q")
         )
         return SelfModifyingState(
             tails=tails,
             generators=None if self.initial_generators is None
-            else _expand(self.initial_generators, batch, self.config.rule),
-            memory=_expand(self.initial_memory, batch, self.config.rule),
+            else initial_memory(self.initial_generators, batch, self.config.rule),
+            memory=initial_memory(self.initial_memory, batch, self.config.rule),
         )  # fmt: skip
 
     def forward(
@@ -344,54 +347,15 @@ class SelfModifyingTitans(nn.Module):
 
     def liveness(self, before: SelfModifyingState, after: SelfModifyingState) -> dict[str, float]:
         """``|M_after - M_before| / |M_before|`` of every memory; 0 is dead."""
-        found = {"memory": _moved(before.memory, after.memory)}
+        found = {"memory": moved(before.memory, after.memory)}
         for index, name in enumerate(self.generators):
             assert before.generators is not None and after.generators is not None
-            found[name] = _moved(before.generators, after.generators, index)
+            found[name] = moved(before.generators, after.generators, index)
         return found
-
-
-class Gate(nn.Module):
-    """One scalar per head and token in (0, 1): ``sigmoid(r . x + b)``, starting at ``start``.
-
-    Reading R4: without the bias every gate would start at 0.5, which wipes a memory in a few
-    tokens.
-    """
-
-    def __init__(self, heads: int, size: int, start: float):
-        super().__init__()
-        self.read_out = nn.Parameter(torch.randn(heads, size) * 0.1 / math.sqrt(size))
-        self.bias = nn.Parameter(torch.full((heads,), math.log(start / (1 - start))))
-
-    def forward(self, x: Float[Tensor, "B H T K"]) -> Float[Tensor, "B H T"]:
-        """The gate of every token."""
-        logit = (x @ self.read_out[..., None].to(x.dtype)).squeeze(-1)
-        return torch.sigmoid(logit + self.bias[:, None].to(x.dtype))
 
 
 def _linear(width: int) -> nn.Linear:
     return nn.Linear(width, width, bias=False)
-
-
-def _initial(shapes: dict[str, tuple[int, int]], rows: tuple[int, ...]) -> nn.ParameterDict:
-    return nn.ParameterDict(
-        {name: nn.Parameter(torch.randn(*rows, *io) * io[0] ** -0.5) for name, io in shapes.items()}
-    )
-
-
-def _expand(initial: nn.ParameterDict, batch: int, rule: LearningRule) -> MemoryState:
-    weights = {}
-    for name, value in initial.items():
-        full = value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
-        weights[name] = full.expand(batch, *value.shape)
-    momentum = {name: torch.zeros_like(W) for name, W in weights.items()}
-    return MemoryState(
-        weights=weights,
-        momentum=momentum if rule.has_momentum_state else {},
-        anchor=weights,
-        initial=weights if rule.retention.toward_initial else None,
-        position=torch.zeros(batch, dtype=torch.long),
-    )
 
 
 def _collect(layout: Layout, tokens: Generated) -> Generated:
@@ -402,14 +366,3 @@ def _collect(layout: Layout, tokens: Generated) -> Generated:
         if (value := getattr(tokens, f.name)) is not None
     }
     return Generated(**values)
-
-
-def _moved(before: MemoryState, after: MemoryState, index: int | None = None) -> float:
-    change, size = 0.0, 0.0
-    for name, old in before.weights.items():
-        new = after.weights[name]
-        if index is not None:
-            old, new = old[:, index], new[:, index]
-        change += float((new - old).detach().square().sum())
-        size += float(old.detach().square().sum())
-    return (change / max(size, 1e-30)) ** 0.5

@@ -132,6 +132,4 @@ class MLPMemory:
         for i in range(self.depth - 2, -1, -1):
             error = hidden_map_transposed(error @ weights[self.names[i + 1]].mT, held[i], *trace[i])
             errors.insert(0, error)
-        return {
-            name: Surprise(keys[i], errors[i], held[i]) for i, name in enumerate(self.names)
-        }
+        return {name: Surprise(keys[i], errors[i], held[i]) for i, name in enumerate(self.names)}

@@ -8,15 +8,16 @@ differentiates through both.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from nestling.shapes import Float, Tensor
 
 
+@runtime_checkable
 class Objective(Protocol):
     """How far a prediction is from its value."""
 
-    def loss(self, p: Float[Tensor, "... V"], v: Float[Tensor, "... V"]) -> Float[Tensor, "..."]:
+    def loss(self, p: Float[Tensor, "... V"], v: Float[Tensor, "... V"]) -> Float[Tensor, ...]:
         """The objective itself, summed over the value axis."""
         ...
 

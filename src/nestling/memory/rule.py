@@ -14,13 +14,14 @@ linear attention, ``LearningRule(L2(), Delta())`` is NL's Delta Gradient Descent
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from nestling.memory.objective import L2, Objective
 from nestling.memory.orthogonal import newton_schulz
 from nestling.shapes import Float, Tensor
 
 
+@runtime_checkable
 class Retention(Protocol):
     """What is kept of a matrix when a token is written.
 
@@ -46,8 +47,8 @@ class Retention(Protocol):
         self,
         M: Float[Tensor, "... I O"],
         k: Float[Tensor, "... I"],
-        eta: Float[Tensor, "..."],
-        alpha: Float[Tensor, "..."],
+        eta: Float[Tensor, ...],
+        alpha: Float[Tensor, ...],
         initial: Float[Tensor, "... I O"],
         first: bool,
     ) -> Float[Tensor, "... I O"]:

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Self, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
 
@@ -58,11 +58,11 @@ class Tokens:
         """Where time runs in a field: vectors have their features behind it."""
         return -2 if name in self.vectors else -1
 
-    def between(self, start: int, stop: int) -> Self:
+    def between(self: TokensT, start: int, stop: int) -> TokensT:
         """Tokens ``start:stop``."""
         return self._each(lambda _, x, axis: x.narrow(axis, start, stop - start))
 
-    def split(self, sizes: Sequence[int]) -> list[Self]:
+    def split(self: TokensT, sizes: Sequence[int]) -> list[TokensT]:
         """Consecutive parts; one operation, so that their gradients are joined only once."""
         parts = {
             field.name: torch.split(value, list(sizes), dim=self.time_axis(field.name))
@@ -82,7 +82,7 @@ class Tokens:
             lambda name, x, axis: torch.cat([x, *(getattr(p, name) for p in rest)], dim=axis)
         )
 
-    def _each(self, function: Callable[[str, Tensor, int], Tensor]) -> Self:
+    def _each(self: TokensT, function: Callable[[str, Tensor, int], Tensor]) -> TokensT:
         values = {
             field.name: function(field.name, value, self.time_axis(field.name))
             for field in dataclasses.fields(self)
@@ -137,8 +137,7 @@ def map_tensors(function: Callable[[Tensor], Tensor], value: Any) -> Any:
         return function(value)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         fields = {
-            f.name: map_tensors(function, getattr(value, f.name))
-            for f in dataclasses.fields(value)
+            f.name: map_tensors(function, getattr(value, f.name)) for f in dataclasses.fields(value)
         }
         return dataclasses.replace(value, **fields)
     if isinstance(value, Mapping):

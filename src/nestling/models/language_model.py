@@ -13,7 +13,7 @@ from nestling.layers.continuum import MemoryLevel
 from nestling.layers.norm import RMSNorm
 from nestling.levels import Component, Level
 from nestling.models.config import ModelConfig
-from nestling.shapes import Float, Int, Tensor
+from nestling.shapes import Float, Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +56,7 @@ class LanguageModel(nn.Module):
 
     def forward(
         self,
-        ids: Int[Tensor, "B T"],
+        ids: Tensor,
         state: ModelState | None = None,
         *,
         mask: Tensor | None = None,
@@ -64,7 +64,7 @@ class LanguageModel(nn.Module):
         """Predict the next token at every position, writing every memory on the way.
 
         Args:
-            ids: token ids.
+            ids: token ids, ``(B, T)`` whole numbers.
             state: from the last call on the same text; None to start anew.
             mask: ``(B, T)`` bool, False at padding anywhere: padded tokens neither write nor move
                 clocks, and their logits have no meaning.
@@ -134,8 +134,14 @@ class LanguageModel(nn.Module):
         return list(self.blocks)  # type: ignore[arg-type]
 
     def _check(self, ids: Any, state: ModelState | None, mask: Tensor | None) -> None:
-        if not isinstance(ids, Tensor) or ids.dim() != 2 or ids.dtype not in (torch.int64, torch.int32):
-            what = f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+        if (
+            not isinstance(ids, Tensor)
+            or ids.dim() != 2
+            or ids.dtype not in (torch.int64, torch.int32)
+        ):
+            what = (
+                f"{ids.dtype} {tuple(ids.shape)}" if isinstance(ids, Tensor) else type(ids).__name__
+            )
             raise ValueError(f"ids: expected whole numbers of shape (B, T), got {what}")
         if ids.numel() == 0:
             raise ValueError(f"ids: expected at least one token, got shape {tuple(ids.shape)}")
@@ -154,9 +160,7 @@ class LanguageModel(nn.Module):
         if state is None:
             return
         if len(state.blocks) != len(self.blocks):
-            raise ValueError(
-                f"state: expected {len(self.blocks)} blocks, got {len(state.blocks)}"
-            )
+            raise ValueError(f"state: expected {len(self.blocks)} blocks, got {len(state.blocks)}")
         memory = state.blocks[0].mixer.memory
         if memory.batch != ids.shape[0]:
             raise ValueError(f"state: holds {memory.batch} rows, ids has {ids.shape[0]}")

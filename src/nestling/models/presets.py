@@ -36,7 +36,9 @@ MIXERS: dict[str, MixerConfig] = {
     "titans": SelfModifyingConfig(
         adaptive=("memory",), rule=LearningRule(retention=Decay(), momentum=Momentum())
     ),
-    "deltanet": SelfModifyingConfig(adaptive=("memory",), hidden=0, rule=LearningRule(), eta_max=1.0),
+    "deltanet": SelfModifyingConfig(
+        adaptive=("memory",), hidden=0, rule=LearningRule(), eta_max=1.0
+    ),
     "gated_deltanet": SelfModifyingConfig(
         adaptive=("memory",), hidden=0, rule=LearningRule(objective=L2(), retention=Decay())
     ),
@@ -146,5 +148,3 @@ def parameter_count(config: ModelConfig) -> int:
     """Parameters of a model, without allocating them."""
     with torch.device("meta"):
         return sum(p.numel() for p in LanguageModel(config).parameters())
-
-
