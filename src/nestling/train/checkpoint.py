@@ -90,14 +90,22 @@ def write(root: str | Path, checkpoint: Checkpoint, *, keep: int | None = None) 
         _fill(hidden, checkpoint)
         _sync(hidden)
         os.rename(hidden, final)
-        _sync(root)
-        _point(root, name)
     except (OSError, SafetensorError) as error:
         shutil.rmtree(hidden, ignore_errors=True)
-        raise CheckpointError(_why(root, checkpoint.step, error)) from error
-    if keep is not None:
-        for old in steps(root)[: -max(1, keep)]:
+        newest = latest(root)
+        intact = f"{newest.name} is intact" if newest else "no earlier checkpoint was there"
+        raise CheckpointError(
+            f"{root}: step {checkpoint.step} could not be saved: {_cause(error)}; {intact}"
+        ) from error
+    try:
+        _sync(root)
+        _point(root, name)
+        for old in steps(root)[: -max(1, keep)] if keep is not None else []:
             _remove(old)
+    except OSError as error:
+        raise CheckpointError(
+            f"{final}: is saved, but the run's directory could not be put in order: {_cause(error)}"
+        ) from error
     return final
 
 
@@ -294,12 +302,9 @@ def _before(path: Path) -> str:
     return f"; the one before is {earlier[-1].name}: remove {path.name} to go on from there"
 
 
-def _why(root: Path, step: int, error: Exception) -> str:
+def _cause(error: Exception) -> str:
     code = getattr(error, "errno", None)
-    found = re.search(r"os error (\d+)", str(error))
+    found = re.search(r"os error (\d+)", str(error))  # how safetensors reports them
     if code is None and found:
         code = int(found.group(1))
-    cause = _FULL.get(code or 0) or (os.strerror(code) if code else str(error))
-    newest = latest(root)
-    intact = f"{newest.name} is intact" if newest else "no earlier checkpoint was there"
-    return f"{root}: step {step} could not be saved: {cause}; {intact}"
+    return _FULL.get(code or 0) or (os.strerror(code) if code else str(error))

@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from nestling.train.lock import lock
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from nestling.train.lock import lock
+with lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+def test_second_process_is_refused_and_a_killed_one_leaves_nothing(tmp_path):
+    other = subprocess.Popen(
+        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+    )
+    try:
+        assert other.stdout is not None
+        assert other.stdout.readline() == "held\n"
+        told = rf"another process .*\(process {other.pid} on "
+        with pytest.raises(ValueError, match=told), lock(tmp_path):
+            pass
+    finally:
+        other.kill()
+        other.wait()
+    with lock(tmp_path):
+        assert (tmp_path / ".lock").read_text().startswith(f"process {os.getpid()} ")
+    with lock(tmp_path):
+        pass
