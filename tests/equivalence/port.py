@@ -46,7 +46,7 @@ def inner_gradients(rule, W, k: Tensor, v: Tensor, residual: bool):
     anchor = [M[:, None].expand(-1, count, -1, -1) for M in W]
     target = forward(anchor, v, residual)[1] if rule.values == "self" else v
     copies = [M.clone() for M in anchor]  # so that the target is a constant of the inner problem
-    inputs, p = forward(copies, k, residual)
+    _, p = forward(copies, k, residual)
     found = torch.autograd.grad(loss(rule.objective, p, target), copies, create_graph=True)
     return forward(anchor, k, residual)[0], found
 
@@ -119,8 +119,9 @@ def run(rule, weights, tokens, chunk_size, momentum=None, initial=None) -> dict[
     left: dict[str, list[Tensor]] = {f"weights.{n}": [] for n in names}
     if rule.momentum is not None:
         left |= {f"momentum.{n}": [] for n in names}
-    for b in range(len(tokens["k"])):
-        there = mask[b].nonzero()[:, 0] if mask is not None else torch.arange(len(tokens["k"][b][0]))
+    batch, _, count, _ = tokens["k"].shape
+    for b in range(batch):
+        there = torch.arange(count) if mask is None else mask[b].nonzero()[:, 0]
         mine = {n: x[b][:, there] for n, x in tokens.items() if n != "mask"}
         W = [weights[n][b] for n in names]
         S = [momentum[n][b] if momentum else torch.zeros_like(weights[n][b]) for n in names]
@@ -128,7 +129,7 @@ def run(rule, weights, tokens, chunk_size, momentum=None, initial=None) -> dict[
         y, W, S = run_row(rule, W, S, start, mine, chunk_size, residual)
         slots = {int(slot): value for slot, value in zip(there, y, strict=True)}
         blank = torch.zeros_like(W[-1][:, 0, :])
-        reads.append(torch.stack([slots.get(t, blank) for t in range(tokens["k"].shape[2])], 1))
+        reads.append(torch.stack([slots.get(t, blank) for t in range(count)], 1))
         for n, M, step in zip(names, W, S, strict=True):
             left[f"weights.{n}"].append(M)
             if rule.momentum is not None:

@@ -226,4 +226,3 @@ def assert_same(found, expected, *, rtol: float = 1e-9, what: str = "") -> None:
             left, right, rtol=rtol, atol=0.01 * rtol * size + 1e-14,
             msg=lambda text, name=name: f"{what} {name}: {text}",
         )  # fmt: skip
-

@@ -6,6 +6,7 @@ itself judged by the loop: its forward, and its gradients by the loop's complex 
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from itertools import product
 
@@ -116,3 +117,28 @@ def test_engine_is_the_definition(name, engine):
     )
     assert_same(found, loop, what="value of")
     assert_same(found_gradients, gradients, what="gradient at")
+
+
+@pytest.mark.parametrize("memory", ["square", *MEMORIES[1:]])
+def test_every_ingredient_shows(memory):
+    """Exchanging any one part of a rule moves the reads far more than the tolerance.
+
+    Otherwise agreement would say nothing about that part.
+    """
+    full = LearningRule(objective=L2(), retention=Delta(DecayToInitial()), momentum=Momentum())
+    problem = random_problem(memory, full, **RAGGED, explicit_initial=True)
+
+    def reads(chunk_size: int = RAGGED["chunk_size"], **parts) -> torch.Tensor:
+        changed = replace(problem, rule=replace(full, **parts), chunk_size=chunk_size)
+        return problems.oracle_answers(changed)["reads"]
+
+    others = [objective for objective in OBJECTIVES if objective != L2()]
+    changes: list[dict] = [{"objective": objective} for objective in others]
+    changes += [{"retention": retention} for retention in RETENTIONS[:-1]]
+    changes += [{"retention": Delta(DecayToInitial(), matrices="first")}] * (memory != "square")
+    changes += [{"momentum": None}, {"output_map": NewtonSchulz()}, {"values": "self"}]
+    changes += [{"chunk_size": 1}, {"chunk_size": 4}, {"chunk_size": 13}]
+    plain = reads()
+    for change in changes:
+        moved = (reads(**change) - plain).abs().max() / plain.abs().max()
+        assert moved > 1e-2, f"{change}: {moved:.1e}"
