@@ -1,4 +1,4 @@
-"""Continual learning: what is kept and what is lost while a model learns one thing after another."""
+"""Continual learning: what is kept and what is lost while a model learns on and on."""
 
 from nestling.continual.metrics import (
     backward_transfer,

@@ -12,20 +12,25 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Rectangle
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 INK = "#1f2933"
 FAINT = "#8a94a0"
 GRID = "#e4e7eb"
+SHADE = "#fdeec2"
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 """Okabe and Ito (2008), without yellow and black: both disappear on white or among the text."""
+MARKERS = "osD^vP"
 STYLES = ("-", (0, (4, 2)), (0, (1, 1.5)))
 FONTS = ["system-ui", "Segoe UI", "Roboto", "Helvetica", "Arial", "DejaVu Sans", "sans-serif"]
 
-SETTINGS = {
+SETTINGS: Any = {
     "svg.fonttype": "none",
     "font.family": "sans-serif",
     "font.size": 10,
@@ -84,22 +89,17 @@ def heat_map(
                 if math.isnan(value):
                     continue
                 share = min(max((value - low) / max(high - low, 1e-9), 0.0), 1.0)
-                face = colours(0.04 + 0.92 * share)
+                face = colours(0.02 + 0.56 * share)
                 axes.add_patch(
-                    matplotlib.patches.Rectangle(  # type: ignore[attr-defined]
-                        (j - 0.5, i - 0.5), 1, 1, facecolor=face, edgecolor="white", linewidth=1.5
-                    )
+                    Rectangle((j - 0.5, i - 0.5), 1, 1, facecolor=face, edgecolor="white")
                 )
                 axes.text(
-                    j, i, f"{value:.2f}", ha="center", va="center",
-                    color="white" if _luminance(face) < 0.33 else INK,
+                    j, i, f"{value:.2f}", ha="center", va="center", color=INK,
                     fontweight="bold" if i == j + 1 else "normal",
                 )  # fmt: skip
                 if i == j + 1:
                     axes.add_patch(
-                        matplotlib.patches.Rectangle(  # type: ignore[attr-defined]
-                            (j - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor=INK, linewidth=1.4
-                        )
+                        Rectangle((j - 0.46, i - 0.46), 0.92, 0.92, fill=False, edgecolor=INK)
                     )
         axes.set_xlim(-0.5, len(columns) - 0.5)
         axes.set_ylim(len(rows) - 0.5, -0.5)
@@ -111,18 +111,11 @@ def heat_map(
         return _svg(figure, name)
 
 
-def _luminance(colour: Sequence[float]) -> float:
-    """Relative luminance of an sRGB colour (WCAG 2)."""
-    linear = [c / 12.92 if c <= 0.04045 else ((c + 0.055) / 1.055) ** 2.4 for c in colour[:3]]
-    return 0.2126 * linear[0] + 0.7152 * linear[1] + 0.0722 * linear[2]
-
-
 def curves(
     lines: Sequence[Curve],
     *,
     title: str,
     x_label: str,
-    y_label: str,
     y_range: tuple[float, float],
     name: str,
     shade: tuple[float, float] | None = None,
@@ -133,7 +126,7 @@ def curves(
 
     Args:
         lines: what to draw; ``index`` chooses colour and line style.
-        title, x_label, y_label: words.
+        title, x_label: words; the page says what y is.
         y_range: shared by panels to be compared.
         name: unique in the page.
         shade: a stretch of x to mark, such as when a domain was being learned.
@@ -146,7 +139,7 @@ def curves(
         for x in ends:
             axes.axvline(x, color=GRID, linewidth=0.8, zorder=0)
         if shade is not None:
-            axes.axvspan(*shade, color="#fff3cd", linewidth=0, zorder=0)
+            axes.axvspan(*shade, color=SHADE, linewidth=0, zorder=0)
         for line in lines:
             axes.plot(
                 line.x, line.y, label=line.label, linewidth=1.8,
@@ -156,7 +149,6 @@ def curves(
         axes.set_title(title)
         axes.set_ylim(*y_range)
         axes.set_xlabel(x_label)
-        axes.set_ylabel(y_label)
         axes.grid(axis="y")
         _thousands(axes)
         return _svg(figure, name)
@@ -183,7 +175,7 @@ def bars(
         axes = figure.subplots()
         for index, (label, numbers) in enumerate(values.items()):
             axes.plot(
-                numbers, range(len(groups)), "osD^vP"[index % 6], label=label,
+                numbers, range(len(groups)), MARKERS[index % len(MARKERS)], label=label,
                 color=COLOURS[index % len(COLOURS)], markersize=6, alpha=0.9, clip_on=False,
             )  # fmt: skip
         top = max((v for row in values.values() for v in row if not math.isnan(v)), default=1.0)
@@ -199,17 +191,31 @@ def bars(
         return _svg(figure, name)
 
 
+def marker(index: int) -> str:
+    """The marker of a series as a small picture, for a key outside the figure."""
+    shape = (
+        '<circle cx="6" cy="6" r="4.5"/>',
+        '<rect x="2" y="2" width="8" height="8"/>',
+        '<path d="M6 1 11 6 6 11 1 6z"/>',
+        '<path d="M6 1.5 11 10.5 1 10.5z"/>',
+        '<path d="M1 1.5 11 1.5 6 10.5z"/>',
+        '<path d="M4 1h4v3h3v4h-3v3h-4v-3h-3v-4h3z"/>',
+    )[index % len(MARKERS)]
+    return (
+        f'<svg class="mark" viewBox="0 0 12 12" aria-hidden="true" '
+        f'fill="{COLOURS[index % len(COLOURS)]}">{shape}</svg>'
+    )
+
+
 def _thousands(axes: Axes) -> None:
-    axes.xaxis.set_major_locator(matplotlib.ticker.MaxNLocator(4, integer=True))  # type: ignore
+    axes.xaxis.set_major_locator(MaxNLocator(4, integer=True))
     axes.xaxis.set_major_formatter(
-        matplotlib.ticker.FuncFormatter(  # type: ignore[attr-defined]
-            lambda x, _: f"{x / 1000:g}K" if abs(x) >= 1000 else f"{x:g}"
-        )
+        FuncFormatter(lambda x, _: f"{x / 1000:g}K" if abs(x) >= 1000 else f"{x:g}")
     )
 
 
 def _svg(figure: Figure, name: str) -> str:
-    """The figure as inline SVG: no XML prolog, no metadata, ids of its own, scales with the page."""
+    """The figure as inline SVG: no prolog, no metadata, ids of its own, scales with the page."""
     buffer = io.StringIO()
     with matplotlib.rc_context({"svg.hashsalt": name}):
         figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})

@@ -154,7 +154,8 @@ def _why(results: Results, comparisons: list[Comparison]) -> str:
         else:
             how = "less" if comparison.name == "Forgetting" else "better"
             parts.append(f"{title_of(results, winner)} {verb} {how}")
-    return (", ".join(parts[:1]) + "".join(f"; {part}" for part in parts[1:]) + ".").capitalize()
+    text = "; ".join(parts)
+    return text[:1].upper() + text[1:] + "." if text else ""
 
 
 def sentences(results: Results, comparisons: list[Comparison]) -> list[str]:
@@ -210,7 +211,11 @@ def _cost(results: Results) -> list[str]:
         return []
     slow, fast = sorted(seconds, key=lambda model: -seconds[model])
     return [
-        f"Cost: {title_of(results, slow)} took {seconds[slow]:.0f} s for the same tokens, "
-        f"{title_of(results, fast)} {seconds[fast]:.0f} s "
-        f"({seconds[slow] / seconds[fast]:.1f} times as long)."
+        f"Cost: {title_of(results, slow)} trained for {_time(seconds[slow])} on the tokens that "
+        f"{title_of(results, fast)} took {_time(seconds[fast])} for: "
+        f"{seconds[slow] / seconds[fast]:.1f} times as long."
     ]
+
+
+def _time(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds >= 10 else f"{seconds:.1f} s"

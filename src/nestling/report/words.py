@@ -1,0 +1,74 @@
+"""The report's explanations, for a reader who has never heard of Nested Learning."""
+
+from __future__ import annotations
+
+GLOSSARY: tuple[tuple[str, str], ...] = (
+    (
+        "Bits per byte",
+        "How many bits a model needs, on average, to encode the next byte of a text it has not "
+        "seen. 8 is pure guessing, 0 is knowing it in advance. One bit less halves the number of "
+        "bytes the model hesitates between. Lower is better everywhere on this page.",
+    ),
+    (
+        "Held-out text",
+        "The end of each text. No model is ever trained on it. All numbers here are measured on "
+        "it, in separate sequences, each read without any memory of the one before.",
+    ),
+    (
+        "Nested Learning",
+        "A way to look at a model and its training as one system of learners inside learners. Each "
+        "has its own data, its own goal and its own clock. Attention, recurrent memories, "
+        "layers of weights and the optimizer's momentum are then the same kind of thing: a memory, "
+        "a rule by which it is written, and how often that happens.",
+    ),
+    (
+        "Memory",
+        "Anything that holds what was seen and can be asked for it: here small matrices or "
+        "networks that map a key to a value.",
+    ),
+    (
+        "Learning rule",
+        "How a memory is written: what the write should achieve (objective), what is kept of "
+        "the old content (retention) and how much past writes push on (momentum).",
+    ),
+    (
+        "Level, period",
+        "How often a memory is written. A period of 1 means with every token (memories inside the "
+        "model) or with every optimizer step (weights); a period of 8,192 means that the weights "
+        "are held still for 8,192 tokens and then moved once. Level 1 is the fastest.",
+    ),
+    (
+        "Hope",
+        "The model of the Nested Learning paper. Its sequence layer consists of memories that are "
+        "written while the text is read and that make their own keys, values and step sizes; "
+        "behind it stands a chain of ordinary layers with slower and slower clocks (the Continuum "
+        "Memory System).",
+    ),
+    (
+        "Transformer++",
+        "The usual modern Transformer (rotary positions, gated layers), of the same number of "
+        "parameters. Its only memory of the text is attention to what is in view.",
+    ),
+    (
+        "Forgetting",
+        "How much worse a model is in the end on a domain than it was at its best moment after "
+        "learning it, averaged over all domains but the last.",
+    ),
+    (
+        "Plasticity",
+        "How well a model takes up something new: bits per byte on each domain right after its "
+        "turn, averaged. A model that never forgets because it never learns is no good either.",
+    ),
+    (
+        "State",
+        "Everything a model picked up from the text so far, as opposed to its weights. It is "
+        "small, it can be saved, and it is thrown away between the sequences measured here.",
+    ),
+)
+
+CAVEATS = (
+    "One run with one seed. The standard errors only say how far the numbers would move with other "
+    "held-out text; another seed moves them too.",
+    "Small models, few steps: this shows how the two behave, not how good either can get.",
+)
+"""What every reader must be told before believing a difference."""
