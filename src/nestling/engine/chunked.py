@@ -29,7 +29,7 @@ from nestling.engine.layout import Segment
 from nestling.engine.triangular import solve_unit_lower
 from nestling.memory.linear import Surprise
 from nestling.memory.rule import LearningRule
-from nestling.memory.state import Tokens
+from nestling.memory.state import GatedTokens
 from nestling.shapes import Float, Tensor
 
 TINY = {torch.float32: 1e-37, torch.float64: 1e-300}
@@ -78,13 +78,12 @@ class Gates:
     c_before: Tensor
 
     @staticmethod
-    def of(rule: LearningRule, tokens: Tokens) -> Gates:
+    def of(rule: LearningRule, tokens: GatedTokens) -> Gates:
         """From a chunk's eta, alpha, beta and mask."""
         decay = products(tokens.alpha)
-        momentum, a, c = None, None, decay.between
-        if rule.has_momentum_state:
-            momentum = products(tokens.beta)
-        if rule.momentum is not None and rule.output_map is None:
+        a, c = None, decay.between
+        momentum = products(tokens.beta) if rule.has_momentum_state else None
+        if momentum is not None and rule.output_map is None:
             mask = tokens.mask.to(decay.between)
             mask = mask.reshape(mask.shape[0], *[1] * (decay.between.dim() - 2), -1)
             landed = decay.between * mask
@@ -123,7 +122,7 @@ class Path:
         """Row t of ``x`` through ``M_t``."""
         overlap = x @ self.key.mT
         y = self.gates.decay.total[..., None] * (x @ self.M)
-        if self.S is not None:
+        if self.S is not None and self.gates.a is not None:
             y = y + self.gates.a[..., None] * (x @ self.S)
         if self.u is not None:
             y = y + (overlap * self.gates.c) @ self.u
@@ -137,7 +136,7 @@ class Path:
         """``M_C``, the state after the chunk."""
         gates = self.gates
         M = gates.decay.total[..., -1, None, None] * self.M
-        if self.S is not None:
+        if self.S is not None and gates.a is not None:
             M = M + gates.a[..., -1, None, None] * self.S
         moved = None
         if self.u is not None:
@@ -182,7 +181,7 @@ def path(
         at_initial = key @ initial
         recalled = before.total[..., None] * (held - at_initial) + at_initial
     overlap = key @ key.mT
-    if S is not None:
+    if S is not None and gates.a_before is not None and u is not None:
         recalled = recalled + gates.a_before[..., None] * (key @ S)
         recalled = recalled + (gates.c_before * overlap) @ u
     right = -gates.eta[..., None] * recalled
@@ -197,7 +196,7 @@ def chunked(
     rule: LearningRule,
     carry: Carry,
     segment: Segment,
-    tokens: Tokens,
+    tokens: GatedTokens,
     reads: str,
 ) -> tuple[Tensor | None, Carry]:
     """Run the tokens of one segment at once."""
@@ -235,7 +234,9 @@ def _momentum(gates: Gates, surprise: Surprise, S: Tensor) -> Tensor:
     return gates.momentum.total[..., -1, None, None] * S + surprise.key.mT @ share
 
 
-def _write_step(rule, segment: Segment, tokens: Tokens, weights, momentum) -> dict[str, Tensor]:
+def _write_step(
+    rule, segment: Segment, tokens: GatedTokens, weights, momentum
+) -> dict[str, Tensor]:
     """The output map's step, in rows whose chunk ends here, with the last token's eta."""
     if segment.closes is False:
         return weights

@@ -119,7 +119,7 @@ def _uniform(start: int, batch: int, length: int, chunk_size: int) -> Layout:
 
 def _aligned(start: Tensor, mask: Tensor, chunk_size: int) -> Layout:
     """Rows out of step: shift each so that chunk boundaries fall on common columns."""
-    batch, length = mask.shape
+    batch = mask.shape[0]
     first = int(start.min())
     place = start[:, None] + mask.long().cumsum(-1) - 1
     width = int((start + mask.sum(-1)).max()) - first

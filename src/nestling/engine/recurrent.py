@@ -18,7 +18,7 @@ import torch
 from nestling.engine.carry import Carry, choose, matrix
 from nestling.engine.layout import Segment
 from nestling.memory.rule import LearningRule
-from nestling.memory.state import Tokens
+from nestling.memory.state import GatedTokens
 from nestling.shapes import Tensor
 
 
@@ -27,7 +27,7 @@ def recurrent(
     rule: LearningRule,
     carry: Carry,
     segment: Segment,
-    tokens: Tokens,
+    tokens: GatedTokens,
     reads: str,
 ) -> tuple[Tensor | None, Carry]:
     """Run the tokens of one segment, one after the other."""
@@ -41,7 +41,7 @@ def recurrent(
     return torch.cat(read, dim=-2) if read else None, carry
 
 
-def write(memory, rule: LearningRule, carry: Carry, token: Tokens, closing: Tensor) -> Carry:
+def write(memory, rule: LearningRule, carry: Carry, token: GatedTokens, closing: Tensor) -> Carry:
     """One token's write; rows whose token is padding stay as they are."""
     eta, alpha, beta = token.eta[..., 0], token.alpha[..., 0], token.beta[..., 0]
     surprises = memory.surprises(carry.anchor, token.k, token.v, rule)

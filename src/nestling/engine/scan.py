@@ -15,11 +15,11 @@ from nestling.engine.recurrent import recurrent
 from nestling.engine.validate import check, check_softmax
 from nestling.memory.rule import LearningRule
 from nestling.memory.softmax import SoftmaxMemory
-from nestling.memory.state import MemoryState, Tokens
+from nestling.memory.state import GatedTokens, MemoryState, Tokens
 from nestling.shapes import Tensor
 
 ENGINES = {"chunked": chunked, "recurrent": recurrent}
-Source = Callable[[Carry, int], Tokens]
+Source = Callable[[Carry, int], GatedTokens]
 
 
 def scan(
@@ -80,7 +80,7 @@ def scan(
         memory, rule, state, layout, lambda _, index: parts[index],
         engine=engine, reads=reads, recompute=recompute,
     )  # fmt: skip
-    if y is not None:
+    if y is not None and tokens.q is not None:
         y = layout.collect(y, axis=-2).to(tokens.q.dtype)
     return y, new
 
@@ -95,7 +95,7 @@ def run(
     engine: str = "chunked",
     reads: str = "exact",
     recompute: int = 0,
-) -> tuple[Tokens | None, Tensor | None, MemoryState]:
+) -> tuple[GatedTokens | None, Tensor | None, MemoryState]:
     """Drive an engine over the segments of a layout, with tokens from ``source``.
 
     ``source(carry, index)`` gives the tokens of segment ``index``; a memory that generates its
@@ -112,7 +112,7 @@ def run(
     groups = _groups(layout.segments, recompute)
     fed, read = [], []
 
-    def advance(carry: Carry, group) -> tuple[list[Tokens], list[Tensor | None], Carry]:
+    def advance(carry: Carry, group) -> tuple[list[GatedTokens], list[Tensor | None], Carry]:
         tokens, ys = [], []
         for index, segment in group:
             carry = carry.opened(segment)
@@ -157,12 +157,10 @@ def _momentum(rule: LearningRule, state: MemoryState):
     return state.momentum or {name: torch.zeros_like(M) for name, M in state.weights.items()}
 
 
-def _spread(layout: Layout, tokens: Tokens) -> Tokens:
+def _spread(layout: Layout, tokens: GatedTokens) -> GatedTokens:
     """Tokens in columns; padded columns neither step nor fade."""
-    valid = layout.valid
-    if valid is None:
-        valid = torch.ones(tokens.k.shape[0], tokens.length, dtype=torch.bool)
-    return Tokens(
+    valid = tokens.mask if layout.valid is None else layout.valid
+    return GatedTokens(
         k=layout.spread(tokens.k, axis=-2),
         v=layout.spread(tokens.v, axis=-2),
         q=None if tokens.q is None else layout.spread(tokens.q, axis=-2),

@@ -61,7 +61,7 @@ def _diagonal_blocks(flat: Tensor, size: int) -> Tensor:
 
 
 class _Solve(torch.autograd.Function):
-    """``X = (I + L)^-1 R``; backward ``dR = (I + L)^-T dX``, ``dL = -dR X^T`` below the diagonal."""
+    """``X = (I + L)^-1 R``; backward ``dR = (I + L)^-T dX`` and ``dL = -tril(dR X^T)``."""
 
     @staticmethod
     def forward(ctx, L: Tensor, R: Tensor) -> Tensor:

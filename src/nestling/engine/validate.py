@@ -6,7 +6,7 @@ import torch
 
 from nestling.memory.objective import L2
 from nestling.memory.rule import Keep, LearningRule
-from nestling.memory.state import MemoryState, Tokens
+from nestling.memory.state import GatedTokens, MemoryState, Tokens
 from nestling.shapes import Tensor
 
 HALF = (torch.float16, torch.bfloat16)
@@ -14,7 +14,7 @@ HALF = (torch.float16, torch.bfloat16)
 
 def check(
     memory, rule: LearningRule, state: MemoryState, tokens: Tokens, chunk_size: int
-) -> tuple[MemoryState, Tokens]:
+) -> tuple[MemoryState, GatedTokens]:
     """State in float32 or float64, and tokens in its dtype with every gate present.
 
     Raises:
@@ -42,11 +42,14 @@ def check(
         for name, gate in gates.items()
     }
     q = None if tokens.q is None else _cast("q", tokens.q, (B, H, T, K), dtype, device)
-    return state, Tokens(
+    mask = tokens.mask
+    if mask is None:
+        mask = torch.ones(B, T, dtype=torch.bool, device=device)
+    return state, GatedTokens(
         k=_cast("k", tokens.k, (B, H, T, K), dtype, device),
         v=_cast("v", tokens.v, (B, H, T, tokens.v.shape[-1]), dtype, device),
         q=q,
-        mask=tokens.mask,
+        mask=mask,
         **fed,
     )
 

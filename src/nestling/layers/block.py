@@ -6,6 +6,7 @@ x <- x + mixer(norm(x)),    x <- CMS(x)                               (NL Eq. 94
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any, Protocol
 
 from torch import nn
 
@@ -21,6 +22,28 @@ from nestling.levels import Component
 from nestling.shapes import Float, Tensor
 
 MixerConfig = SelfModifyingConfig | AttentionConfig
+
+
+class SequenceLayer(Protocol):
+    """What a block needs of its mixer: one call, an explicit state, and a word about itself."""
+
+    memory: Any
+
+    def __call__(self, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
+        """Residual stream and state in, output and new state out."""
+        ...
+
+    def initial_state(self, batch: int) -> Any:
+        """Before the first token."""
+        ...
+
+    def components(self, name: str) -> list[Component]:
+        """Its memories, for the level table."""
+        ...
+
+    def liveness(self, before: Any, after: Any) -> dict[str, float]:
+        """How far each memory moved."""
+        ...
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,7 +72,7 @@ class Block(nn.Module):
     def __init__(self, width: int, heads: int, mixer: MixerConfig, continuum: ContinuumConfig):
         super().__init__()
         self.norm = RMSNorm(width)
-        self.mixer = (
+        self.mixer: SequenceLayer = (
             Attention(width, heads, mixer)
             if isinstance(mixer, AttentionConfig)
             else SelfModifyingTitans(width, heads, mixer)
@@ -68,7 +91,7 @@ class Block(nn.Module):
     ) -> tuple[Float[Tensor, "B T D"], BlockState]:
         """Residual stream in, residual stream and new state out."""
         state = state or self.initial_state(x.shape[0])
-        y, mixer = self.mixer(self.norm(x), state.mixer, lengths)  # type: ignore[arg-type]
+        y, mixer = self.mixer(self.norm(x), state.mixer, lengths)
         x, _ = self.continuum(x + y)
         return x, BlockState(mixer=mixer)
 

@@ -1,6 +1,7 @@
 """The Continuum Memory System: a chain of MLP blocks, each with its own update period (NL 7.1).
 
-    y = MLP_k(... MLP_1(x)),    theta_l moves every C_l tokens by the error gathered since (NL 71, 73)
+    y = MLP_k(... MLP_1(x))                                                   NL Eq. 73
+    theta_l <- theta_l - sum of eta f(theta_l; x) over C_l tokens, every C_l  NL Eq. 71
 
 Here the levels move across contexts: their weights are the model's parameters, held for
 ``period`` tokens and then moved by the gradient accumulated since (``optim/levelwise.py`` keeps
@@ -10,6 +11,7 @@ the clocks). A Transformer's MLP is the special case of one level.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import cast
 
 import torch.nn.functional as F
 from torch import nn
@@ -90,11 +92,14 @@ class ContinuumMemory(nn.Module):
             MemoryLevel(width, config.hidden, Level(period)) for period in config.periods
         )
 
+    def _levels(self) -> list[MemoryLevel]:
+        return cast(list[MemoryLevel], list(self.levels))
+
     def forward(
         self, x: Float[Tensor, "B T D"], state: None = None
     ) -> tuple[Float[Tensor, "B T D"], None]:
         """Fastest level first; the residual stream passes through all of them."""
-        for level in self.levels:
+        for level in self._levels():
             x = level(x)
         return x, state
 
@@ -109,5 +114,5 @@ class ContinuumMemory(nn.Module):
                 context_flow="tokens, error of the next-token loss",
                 parameters=sum(p.numel() for p in level.parameters()),
             )
-            for index, level in enumerate(self.levels)
+            for index, level in enumerate(self._levels())
         ]

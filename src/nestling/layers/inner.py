@@ -56,9 +56,9 @@ def moved(before: MemoryState, after: MemoryState, index: int | None = None) -> 
     """``|M_after - M_before| / |M_before|``, of one memory of a stack where ``index`` is given."""
     change, size = 0.0, 0.0
     for name, old in before.weights.items():
-        new = after.weights[name]
+        both = torch.stack([old.detach(), after.weights[name].detach()])
         if index is not None:
-            old, new = old[:, index], new[:, index]
-        change += float((new - old).detach().square().sum())
-        size += float(old.detach().square().sum())
+            both = both[:, :, index]
+        change += float((both[1] - both[0]).square().sum())
+        size += float(both[0].square().sum())
     return (change / max(size, 1e-30)) ** 0.5

@@ -31,7 +31,15 @@ from nestling.layers.conv import ShortConvolution
 from nestling.layers.inner import Gate, initial_memory, initial_weights, moved
 from nestling.layers.norm import RMSNorm, unit
 from nestling.levels import Component, Level
-from nestling.memory import Delta, LearningRule, LinearMemory, MemoryState, MLPMemory, Tokens
+from nestling.memory import (
+    Delta,
+    GatedTokens,
+    LearningRule,
+    LinearMemory,
+    MemoryState,
+    MLPMemory,
+    Tokens,
+)
 from nestling.shapes import Float, Tensor
 
 GENERATORS = ("k", "v", "q", "eta", "alpha")
@@ -98,7 +106,7 @@ class SelfModifyingState:
 
 
 @dataclass(frozen=True, kw_only=True)
-class Generated(Tokens):
+class Generated(GatedTokens):
     """Tokens made by the generators for themselves, and what ``memory`` needs besides.
 
     ``memory_eta`` is the step size before the generators' own scale, ``query`` is what reads the
@@ -108,7 +116,7 @@ class Generated(Tokens):
     memory_eta: Tensor
     query: Tensor
 
-    vectors: ClassVar[frozenset[str]] = Tokens.vectors | {"query"}
+    vectors: ClassVar[frozenset[str]] = GatedTokens.vectors | {"query"}
 
 
 class SelfModifyingTitans(nn.Module):
@@ -167,14 +175,9 @@ class SelfModifyingTitans(nn.Module):
 
     def initial_state(self, batch: int) -> SelfModifyingState:
         """The learned initial memories, one copy per row; gradients reach them (NL 3.3)."""
-        tails = tuple(
-            self.conv[name].initial_state(batch)
-            if self.conv
-            else self.out.weight.new_zeros(batch, 0)
-            for name in ("kv", "q")
-        )
+        tail = self.out.weight.new_zeros(batch, max(0, self.config.conv_size - 1), self.width)
         return SelfModifyingState(
-            tails=tails,
+            tails=(tail, tail),
             generators=None if self.initial_generators is None
             else initial_memory(self.initial_generators, batch, self.config.rule),
             memory=initial_memory(self.initial_memory, batch, self.config.rule),
@@ -195,10 +198,10 @@ class SelfModifyingTitans(nn.Module):
         """
         state = state or self.initial_state(x.shape[0])
         paths, tails = {}, []
-        for name, tail in zip(("kv", "q"), state.tails, strict=True):
-            path = self.project[name](x)
+        for name, before in zip(("kv", "q"), state.tails, strict=True):
+            path, tail = self.project[name](x), before
             if self.conv:
-                path, tail = self.conv[name](path, tail, lengths)
+                path, tail = self.conv[name](path, before, lengths)
             paths[name] = self._heads(path)
             tails.append(tail)
         mask = None
@@ -208,7 +211,9 @@ class SelfModifyingTitans(nn.Module):
         y, memory = self._remember(tokens, state.memory, mask)
         y = self.norm(y.to(x.dtype)).transpose(1, 2).flatten(2)
         y = self.out(y * F.silu(self.gate(x)))
-        return y, SelfModifyingState(tails=tuple(tails), generators=generators, memory=memory)
+        return y, SelfModifyingState(
+            tails=(tails[0], tails[1]), generators=generators, memory=memory
+        )
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2).to(self._dtype)
@@ -349,7 +354,8 @@ class SelfModifyingTitans(nn.Module):
         """``|M_after - M_before| / |M_before|`` of every memory; 0 is dead."""
         found = {"memory": moved(before.memory, after.memory)}
         for index, name in enumerate(self.generators):
-            assert before.generators is not None and after.generators is not None
+            assert before.generators is not None
+            assert after.generators is not None
             found[name] = moved(before.generators, after.generators, index)
         return found
 

@@ -14,7 +14,15 @@ from nestling.memory.rule import (
     NewtonSchulz,
 )
 from nestling.memory.softmax import SoftmaxMemory
-from nestling.memory.state import MemoryState, Tokens, detach, flatten, map_tensors, unflatten
+from nestling.memory.state import (
+    GatedTokens,
+    MemoryState,
+    Tokens,
+    detach,
+    flatten,
+    map_tensors,
+    unflatten,
+)
 
 __all__ = [
     "L2",
@@ -22,6 +30,7 @@ __all__ = [
     "DecayToInitial",
     "Delta",
     "DotProduct",
+    "GatedTokens",
     "Huber",
     "Keep",
     "LearningRule",

@@ -18,34 +18,14 @@ import torch
 from nestling.shapes import Tensor
 
 Weights = Mapping[str, Tensor]
-TokensT = TypeVar("TokensT", bound="Tokens")
+TokensT = TypeVar("TokensT", bound="Timeline")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Tokens:
-    """What one scan feeds to a memory: keys, values, queries and the gates of each token.
-
-    Attributes:
-        k: keys, ``(B, H, T, K)``. DGD assumes ``|k| <= 1`` (NL Eq. 57); the caller normalises.
-        v: values, ``(B, H, T, V)``.
-        q: queries, ``(B, H, T, K)``; ``None`` writes without reading.
-        eta: step size of the write, ``(B, H, T)``.
-        alpha: fraction kept, in [0, 1], ``(B, H, T)``; ``None`` keeps everything.
-        beta: fraction of the momentum kept, in [0, 1], ``(B, H, T)``; needed by ``Momentum``.
-        mask: ``(B, T)`` bool, False where a token is padding: it neither writes nor moves a clock.
-
-    >>> import torch
-    >>> Tokens(k=torch.zeros(2, 1, 5, 4), v=torch.zeros(2, 1, 5, 3)).length
-    5
-    """
+class Timeline:
+    """Tensors that share a time axis: they are cut and joined together."""
 
     k: Tensor
-    v: Tensor
-    q: Tensor | None = None
-    eta: Tensor | None = None
-    alpha: Tensor | None = None
-    beta: Tensor | None = None
-    mask: Tensor | None = None
 
     vectors: ClassVar[frozenset[str]] = frozenset({"k", "v", "q"})
 
@@ -89,6 +69,49 @@ class Tokens:
             if (value := getattr(self, field.name)) is not None
         }
         return dataclasses.replace(self, **values)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Tokens(Timeline):
+    """What one scan feeds to a memory: keys, values, queries and the gates of each token.
+
+    Attributes:
+        k: keys, ``(B, H, T, K)``. DGD assumes ``|k| <= 1`` (NL Eq. 57); the caller normalises.
+        v: values, ``(B, H, T, V)``.
+        q: queries, ``(B, H, T, K)``; ``None`` writes without reading.
+        eta: step size of the write, ``(B, H, T)``.
+        alpha: fraction kept, in [0, 1], ``(B, H, T)``; ``None`` keeps everything.
+        beta: fraction of the momentum kept, in [0, 1], ``(B, H, T)``; needed by ``Momentum``.
+        mask: ``(B, T)`` bool, False where a token is padding: it neither writes nor moves a clock.
+
+    >>> import torch
+    >>> Tokens(k=torch.zeros(2, 1, 5, 4), v=torch.zeros(2, 1, 5, 3)).length
+    5
+    """
+
+    k: Tensor
+    v: Tensor
+    q: Tensor | None = None
+    eta: Tensor | None = None
+    alpha: Tensor | None = None
+    beta: Tensor | None = None
+    mask: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class GatedTokens(Timeline):
+    """Tokens with every gate present, as the engines take them; padded ones are idle.
+
+    Where ``mask`` is False, ``eta`` is 0 and ``alpha`` and ``beta`` are 1.
+    """
+
+    k: Tensor
+    v: Tensor
+    q: Tensor | None = None
+    eta: Tensor
+    alpha: Tensor
+    beta: Tensor
+    mask: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)

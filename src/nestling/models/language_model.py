@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -125,13 +125,13 @@ class LanguageModel(nn.Module):
         return {
             f"blocks.{index}.{name}": value
             for index, block in enumerate(self._blocks())
-            for name, value in block.mixer.liveness(  # type: ignore[operator,union-attr]
+            for name, value in block.mixer.liveness(
                 before.blocks[index].mixer, after.blocks[index].mixer
             ).items()
         }
 
     def _blocks(self) -> list[Block]:
-        return list(self.blocks)  # type: ignore[arg-type]
+        return cast(list[Block], list(self.blocks))
 
     def _check(self, ids: Any, state: ModelState | None, mask: Tensor | None) -> None:
         if (
