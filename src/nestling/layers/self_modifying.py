@@ -84,6 +84,8 @@ class SelfModifyingConfig:
             raise ValueError(f"adaptive: unknown {sorted(unknown)}, expected some of {GENERATORS}")
         if "memory" not in self.adaptive:
             raise ValueError(f"adaptive: must contain 'memory', got {self.adaptive}")
+        if "alpha" in self.adaptive and not self.rule.retention.decays:
+            raise ValueError(f"adaptive: {self.rule.name} has no decay that 'alpha' could make")
         for name in ("eta_init", "alpha_init", "beta_init"):
             top = self.eta_max if name == "eta_init" else 1.0
             if not 0 < getattr(self, name) < top:
@@ -168,7 +170,9 @@ class SelfModifyingTitans(nn.Module):
 
     def _gate_starts(self) -> dict[str, float]:
         config = self.config
-        starts = {"eta": config.eta_init / config.eta_max, "alpha": config.alpha_init}
+        starts = {"eta": config.eta_init / config.eta_max}
+        if config.rule.retention.decays:
+            starts["alpha"] = config.alpha_init
         if config.rule.momentum is not None:
             starts["beta"] = config.beta_init
         return starts
@@ -280,10 +284,12 @@ class SelfModifyingTitans(nn.Module):
         idle = ~valid[:, None, :]
         eta = self.config.eta_max * self.gates["eta"](readings["eta"])
         eta = eta.masked_fill(idle, 0.0)
-        alpha = self.gates["alpha"](readings["alpha"]).masked_fill(idle, 1.0)
-        beta = torch.ones_like(alpha)
-        if "beta" in self.gates:
-            beta = self.gates["beta"](readings["beta"]).masked_fill(idle, 1.0)
+        alpha, beta = (
+            self.gates[name](readings[name]).masked_fill(idle, 1.0)
+            if name in self.gates
+            else torch.ones_like(eta)
+            for name in ("alpha", "beta")
+        )
         own = eta if self.scale is None else eta[:, None] * self.scale.sigmoid()[None, :, :, None]
         axis = 0 if self.scale is None else 1
 
