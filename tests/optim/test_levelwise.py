@@ -249,7 +249,7 @@ def test_components_declare_two_moments_per_level():
 
 
 def test_bad_arguments_are_named():
-    with pytest.raises(ValueError, match="clip: expected a positive number or None, got 0.0"):
+    with pytest.raises(ValueError, match=r"clip: expected a positive number or None, got 0\.0"):
         LevelwiseOptimizer([(Level(1), named(0))], adamw, clip=0.0)
     with pytest.raises(ValueError, match="parameter w0 comes twice"):
         LevelwiseOptimizer([(Level(1), named(0)), (Level(2), named(0))], adamw)

@@ -8,6 +8,9 @@ from nestling.data import TextStream
 from nestling.models import LanguageModel, build
 from nestling.train import Result, Run, TrainConfig
 
+# These models are so small that handing work to a second thread takes longer than doing it.
+torch.set_num_threads(1)
+
 PERIODS = (1, 100, 500)
 """With 48 tokens a step the second level moves every two or three steps, the third every ten."""
 

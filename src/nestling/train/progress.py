@@ -113,7 +113,7 @@ def line(record: Step, *, steps: int, left: float) -> str:
 def clock(seconds: float) -> str:
     """Seconds as m:ss or h:mm:ss.
 
-    >>> clock(75.2), clock(3661)
+    >>> clock(75.2), clock(3661.0)
     ('1:15', '1:01:01')
     """
     minutes, rest = divmod(round(seconds), 60)
