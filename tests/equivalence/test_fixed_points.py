@@ -71,8 +71,8 @@ def close(found, expected, tolerance=1e-9):
 def test_l2_with_delta_settles_at_half(retention, chunk_size, engine):
     """The objective's own decay and DGD's add up (R6)."""
     rule = LearningRule(objective=L2(), retention=retention)
-    reads, _ = repeat(rule, engine, eta=0.2, chunk_size=chunk_size, count=600)
-    close(reads[-50:], (VALUE / 2).expand(50, 2))
+    reads, _ = repeat(rule, engine, eta=0.2, chunk_size=chunk_size, count=350)
+    close(reads[-10:], (VALUE / 2).expand(10, 2))
 
 
 @each_engine
@@ -91,7 +91,7 @@ def test_dot_product_with_delta_settles_at_the_value(retention, chunk_size, engi
 def test_l2_with_keep_settles_at_the_value(retention, chunk_size, engine):
     """The plain delta rule; several writes from one anchor stay stable below eta C = 2."""
     rule = LearningRule(objective=L2(), retention=retention)
-    reads, _ = repeat(rule, engine, eta=0.2, chunk_size=chunk_size, count=400)
+    reads, _ = repeat(rule, engine, eta=0.2, chunk_size=chunk_size, count=150)
     close(reads[-1], VALUE)
 
 
@@ -101,7 +101,7 @@ def test_momentum_strengthens_the_objective_only(engine):
 
     L2 x Keep stays at v, L2 x Delta moves to 2/3 v, DotProduct x Delta to 2 v.
     """
-    settings = {"chunk_size": 1, "count": 600, "beta": 0.5, "eta": 0.2}
+    settings = {"chunk_size": 1, "count": 150, "beta": 0.5, "eta": 0.2}
     for retention, share in ((Keep(), 1.0), (Delta(), 2 / 3)):
         rule = LearningRule(objective=L2(), retention=retention, momentum=Momentum())
         reads, _ = repeat(rule, engine, **settings)

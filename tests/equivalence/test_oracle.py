@@ -47,18 +47,18 @@ def every_case() -> dict[str, Problem]:
     cases: dict[str, Problem] = {}
 
     def add(memory: str, objective, retention, momentum, shape=RAGGED, **more) -> None:
-        explicit = more.pop("explicit_initial", False)
+        explicit, batch = more.pop("explicit_initial", False), more.pop("batch", 2)
         rule = LearningRule(objective=objective, retention=retention, momentum=momentum, **more)
         where = f"T{shape['length']}C{shape['chunk_size']}{'-initial' if explicit else ''}"
         first = "-first" if getattr(retention, "matrices", "") == "first" else ""
         name = f"{memory}-{rule.name.replace(' ', '')}{first}-{where}"
         assert name not in cases, name
-        cases[name] = random_problem(memory, rule, **shape, explicit_initial=explicit)
+        cases[name] = random_problem(memory, rule, **shape, batch=batch, explicit_initial=explicit)
 
     for memory, objective, retention, momentum in product(
         MEMORIES, OBJECTIVES, RETENTIONS, MOMENTA
     ):
-        add(memory, objective, retention, momentum)
+        add(memory, objective, retention, momentum, batch=2 if objective == L2() else 1)
     for memory, retention, momentum in product(MEMORIES[1:], FIRST_ONLY, MOMENTA):
         add(memory, L2(), retention, momentum)
     shapes = (SHORT, TOKENWISE, EXACT)
