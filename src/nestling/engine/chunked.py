@@ -66,16 +66,29 @@ def down(x: Tensor, first: float, *, axis: int) -> Tensor:
 
 @dataclass(frozen=True)
 class Gates:
-    """The coefficients that all matrices of a memory share in one chunk."""
+    """The coefficients that all matrices of a memory share in one chunk.
 
-    eta: Tensor
+    Attributes:
+        step: ``-eta``, ``(..., C, 1)``.
+        decay: A and D.
+        momentum: B and Dm; None without momentum.
+        a: how the momentum at the start lands; None without.
+        c: how a token's own step lands.
+        recall: ``A'``, ``(..., C, 1)``.
+        erase: ``eta D'``, ``(..., C, C)``.
+        a_before: ``a'``, ``(..., C, 1)``.
+        c_before: ``c'``.
+    """
+
+    step: Tensor
     decay: Products
     momentum: Products | None
     a: Tensor | None
     c: Tensor
-    decay_before: Products
+    recall: Tensor
+    erase: Tensor
     a_before: Tensor | None
-    c_before: Tensor
+    c_before: Tensor | None
 
     @staticmethod
     def of(rule: LearningRule, tokens: GatedTokens) -> Gates:
@@ -89,16 +102,17 @@ class Gates:
             landed = decay.between * mask
             c = landed @ momentum.between
             a = (landed @ momentum.total[..., None]).squeeze(-1)
-        before = Products(down(decay.total, 1.0, axis=-1), down(decay.between, 0.0, axis=-2))
+        eta = tokens.eta[..., None]
         return Gates(
-            eta=tokens.eta,
+            step=-eta,
             decay=decay,
             momentum=momentum,
             a=a,
             c=c,
-            decay_before=before,
-            a_before=None if a is None else down(a, 0.0, axis=-1),
-            c_before=before.between if a is None else down(c, 0.0, axis=-2),
+            recall=down(decay.total, 1.0, axis=-1)[..., None],
+            erase=eta * down(decay.between, 0.0, axis=-2),
+            a_before=None if a is None else down(a, 0.0, axis=-1)[..., None],
+            c_before=None if a is None else down(c, 0.0, axis=-2),
         )
 
 
@@ -135,17 +149,16 @@ class Path:
     def last(self) -> Float[Tensor, "... I O"]:
         """``M_C``, the state after the chunk."""
         gates = self.gates
-        M = gates.decay.total[..., -1, None, None] * self.M
-        if self.S is not None and gates.a is not None:
-            M = M + gates.a[..., -1, None, None] * self.S
-        moved = None
+        M, moved = self.M, None
         if self.u is not None:
             moved = gates.c[..., -1, :, None] * self.u
         if self.w is not None:
             erased = gates.decay.between[..., -1, :, None] * self.w
             moved = erased if moved is None else moved + erased
-        if moved is not None:
-            M = M + self.key.mT @ moved
+        kept = gates.decay.total[..., -1, None, None]
+        M = kept * M if moved is None else torch.addcmul(self.key.mT @ moved, kept, M)
+        if self.S is not None and gates.a is not None:
+            M = torch.addcmul(M, gates.a[..., -1, None, None], self.S)
         return M if self.initial is None else M + self.initial
 
 
@@ -166,29 +179,28 @@ def path(
         first: whether this is the memory's first matrix.
     """
     key, error, held = surprise
-    written = rule.output_map is None
-    u = -gates.eta[..., None] * error if written else None
     S = S if gates.a is not None else None
     offset = M if initial is None else M - initial
+    u = gates.step * error if rule.output_map is None else None
     if not rule.retention.erases(first):
         return Path(gates, key, u, None, offset, S, initial)
 
     held = held if anchored else key @ M
-    before = gates.decay_before
     if initial is None:
-        recalled = before.total[..., None] * held
+        recalled = gates.recall * held
     else:
-        at_initial = key @ initial
-        recalled = before.total[..., None] * (held - at_initial) + at_initial
+        recalled = torch.lerp(key @ initial, held, gates.recall.expand_as(held))
     overlap = key @ key.mT
     if S is not None and gates.a_before is not None and u is not None:
-        recalled = recalled + gates.a_before[..., None] * (key @ S)
+        recalled = torch.addcmul(recalled, gates.a_before, key @ S)
         recalled = recalled + (gates.c_before * overlap) @ u
-    right = -gates.eta[..., None] * recalled
-    if S is None and u is not None:
-        right, u = right + u, None
-    system = gates.eta[..., None] * (before.between * overlap)
-    return Path(gates, key, u, solve_unit_lower(system, right), offset, S, initial)
+        right = gates.step * recalled
+    elif u is not None:
+        right, u = gates.step * (error + recalled), None
+    else:
+        right = gates.step * recalled
+    w = solve_unit_lower(gates.erase * overlap, right)
+    return Path(gates, key, u, w, offset, S, initial)
 
 
 def chunked(
@@ -230,7 +242,7 @@ def chunked(
 def _momentum(gates: Gates, surprise: Surprise, S: Tensor) -> Tensor:
     """``S_C = B_C S + sum_s key_s^T Dm[C,s] u_s``."""
     assert gates.momentum is not None
-    share = -(gates.momentum.between[..., -1, :] * gates.eta)[..., None] * surprise.error
+    share = (gates.momentum.between[..., -1, :, None] * gates.step) * surprise.error
     return gates.momentum.total[..., -1, None, None] * S + surprise.key.mT @ share
 
 

@@ -75,7 +75,7 @@ class _Solve(torch.autograd.Function):
     def backward(ctx, dX: Tensor):
         inverse, X = ctx.saved_tensors
         dR = inverse.mT @ dX
-        return -(dR @ X.mT).tril_(-1), dR
+        return torch.matmul(-dR, X.mT).tril_(-1), dR
 
 
 def solve_unit_lower(
