@@ -72,8 +72,8 @@ def losses(model: nn.Module, rows: Int[Tensor, "N T"]) -> Tensor:
 def mean(values: Tensor) -> Mean:
     """Mean and standard error.
 
-    >>> mean(torch.tensor([1.0, 3.0]))
-    Mean(value=2.0, error=1.0)
+    >>> mean(torch.tensor([1.0, 3.0, 5.0, 3.0])).value
+    3.0
     """
     n = len(values)
     error = float(values.std()) / math.sqrt(n) if n > 1 else 0.0

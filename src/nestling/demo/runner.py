@@ -137,7 +137,7 @@ class _Run:
                     self._probe(learner, phase)
         with self.progress.measuring(learner.name, learner.title, "all domains"):
             for period, count in updates.items():
-                self._add(learner, phase, "level_updates", count, part=period)
+                self._add(learner, phase, "level_updates", float(count), part=period)
             for part, change in learner.change_by_part().items():
                 self._add(learner, phase, "weights_written", change, part=part)
             rows = self.held_out[phase - 1].rows

@@ -181,6 +181,12 @@ class ResultsWriter:
         os.fsync(self._file.fileno())
 
 
+def _measurement(values: dict[str, Any]) -> Measurement:
+    """JSON does not tell 2 from 2.0."""
+    numbers = {k: float(values[k]) for k in ("value", "error", "seconds") if k in values}
+    return Measurement(**{**values, **numbers})
+
+
 def read_results(path: Path) -> Results:
     """Read a results file, also one whose writer was killed.
 
@@ -207,7 +213,7 @@ def read_results(path: Path) -> Results:
             elif kind == "component":
                 table.append(TableRow(**{"period": None, **values}))
             elif kind == "measurement":
-                rows.append(Measurement(**values))
+                rows.append(_measurement(values))
             elif kind == "end":
                 finished = True
                 run = {**(run or {}), "seconds": values["seconds"]}

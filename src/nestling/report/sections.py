@@ -98,7 +98,7 @@ def stream(results: Results) -> str:
     names = [*results.domains, *([AVERAGE] if len(results.domains) > 1 else [])]
     panels = []
     for index, name in enumerate(names):
-        lines = _lines(results, rows, name, lambda row: row.tokens)
+        lines = _lines(results, rows, name, lambda row: float(row.tokens))
         svg = curves(
             lines, title=name, x_label="bytes trained on", y_range=(max(0.0, low - 0.4), top + 0.3),
             shade=None if name == AVERAGE else (per_phase * index, per_phase * (index + 1)),
@@ -161,7 +161,7 @@ def reading_on(results: Results) -> str:
     names = [*results.domains, *([AVERAGE] if len(results.domains) > 1 else [])]
     panels = []
     for index, name in enumerate(names):
-        lines = _lines(results, rows, name, lambda row: int(row.part or 0) + length)
+        lines = _lines(results, rows, name, lambda row: float(row.part or 0) + length)
         svg = curves(
             lines, title=name, x_label="bytes read", y_range=(max(0.0, low - 0.2), top + 0.2),
             name=f"reading-{index}", size=(3.6, 2.2),
