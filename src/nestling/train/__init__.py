@@ -2,10 +2,12 @@
 
 from nestling.train.checkpoint import Checkpoint, CheckpointError, latest, read, write
 from nestling.train.config import TrainConfig
+from nestling.train.load import load_model
 from nestling.train.loop import Output, Result, train
 from nestling.train.measure import evaluate
 from nestling.train.metrics import read_metrics
 from nestling.train.run import Run, Step
+from nestling.train.sampling import sample
 from nestling.train.schedule import warmup_cosine
 
 __all__ = [
@@ -18,8 +20,10 @@ __all__ = [
     "TrainConfig",
     "evaluate",
     "latest",
+    "load_model",
     "read",
     "read_metrics",
+    "sample",
     "train",
     "warmup_cosine",
     "write",

@@ -18,7 +18,7 @@ import json
 import os
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -116,25 +116,34 @@ def read(path: str | Path) -> Checkpoint:
         CheckpointError: if it is missing, foreign, of a newer version, truncated or damaged,
             naming the file.
     """
-    path = resolve(path)
+    return _read(resolve(path), TENSOR_FILES)
+
+
+def read_model(path: str | Path) -> Checkpoint:
+    """Like :func:`read`, but only what the model needs: ``optimizer`` and ``state`` are ``None``.
+
+    Raises:
+        CheckpointError: as :func:`read`.
+    """
+    return _read(resolve(path), TENSOR_FILES[:1])
+
+
+def _read(path: Path, wanted: Sequence[str]) -> Checkpoint:
     manifest = read_manifest(path)
-    for name, expected in manifest["files"].items():
-        _verify(path, name, expected)
+    attached = [name for name in manifest["files"] if name not in TENSOR_FILES]
+    for name in (*wanted, *attached):
+        _verify(path, name, manifest["files"][name])
     try:
-        model, optimizer, state = (load_file(path / name) for name in TENSOR_FILES)
-        attachments = {
-            name: (path / name).read_text(encoding="utf-8")
-            for name in manifest["files"]
-            if name not in TENSOR_FILES
-        }
+        tensors = {name: load_file(path / name) for name in wanted}
+        model, optimizer, state = (tensors.get(name) for name in TENSOR_FILES)
         return Checkpoint(
             step=manifest["step"],
             tokens=manifest["tokens"],
             config=manifest["config"],
-            model=model,
-            optimizer=unpack(manifest["optimizer"], optimizer),
-            state=unpack(manifest["state"], state),
-            attachments=attachments,
+            model=model or {},
+            optimizer=None if optimizer is None else unpack(manifest["optimizer"], optimizer),
+            state=None if state is None else unpack(manifest["state"], state),
+            attachments={name: (path / name).read_text(encoding="utf-8") for name in attached},
         )
     except (SafetensorError, KeyError, ValueError) as error:
         raise CheckpointError(f"{path}: damaged: {error}") from error
@@ -248,6 +257,8 @@ def _fill(folder: Path, checkpoint: Checkpoint) -> None:
 
 def _seal(file: Path) -> dict[str, Any]:
     """Flush a file to the disk and say what it holds."""
+    # safetensors writes files that only their owner may read; the umask has decided otherwise.
+    file.chmod(file.parent.stat().st_mode & 0o666)
     with file.open("rb") as handle:
         os.fsync(handle.fileno())
         digest = hashlib.file_digest(handle, "sha256").hexdigest()

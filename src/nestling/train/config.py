@@ -6,7 +6,7 @@ import dataclasses
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 CADENCE = frozenset({"log_every", "eval_every", "save_every", "keep"})
 """Fields that decide what is reported and kept, and never enter a number that is learned."""
@@ -55,7 +55,7 @@ class TrainConfig:
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     clip: float | None = 1.0
-    precision: Literal["float32", "bfloat16"] = "float32"
+    precision: str = "float32"
     carry_state: bool = False
     seed: int = 0
     log_every: int = 1

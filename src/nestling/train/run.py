@@ -90,7 +90,7 @@ class Run:
         self.model, self.stream, self.config = model, stream, config
         self.bytes_per_token = bytes_per_token
         self.optimizer = LevelwiseOptimizer(
-            _by_level(model),
+            by_level(model),
             make
             or (
                 lambda named: adamw(
@@ -256,7 +256,8 @@ class Run:
         )
 
 
-def _by_level(model: LanguageModel) -> list[tuple[Level, dict[str, torch.nn.Parameter]]]:
+def by_level(model: LanguageModel) -> list[tuple[Level, dict[str, torch.nn.Parameter]]]:
+    """The parameters of a model that are trained, in groups that move together."""
     levels: dict[Level, dict[str, torch.nn.Parameter]] = {}
     of = model.parameter_levels()
     for name, parameter in model.named_parameters():

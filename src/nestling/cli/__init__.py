@@ -1,0 +1,182 @@
+"""The command line: train, generate, inspect, demo.
+
+Options that are not given are left to the library's defaults, or on ``--resume`` to the run that
+goes on. An error is one line on standard error and exit code 2; Ctrl-C ends with 130, after saving.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+import nestling
+
+# torch takes seconds to import: every command imports what it needs when it runs.
+Option = typer.Option
+app = typer.Typer(
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+    help="Nested Learning: sequence models that keep learning.",
+)
+
+
+def main() -> None:
+    """Run a command; every expected error becomes one line and exit code 2."""
+    try:
+        app()
+    except BrokenPipeError:
+        # The reader has gone, as in `nestling generate ... | head`.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(141)
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except (ValueError, OSError, ImportError, MemoryError) as error:
+        _fail(error)
+    except RuntimeError as error:
+        if "out of memory" not in str(error).lower() and "can't allocate" not in str(error):
+            raise
+        _fail(RuntimeError("out of memory: try a smaller --batch or --length, with --accumulate"))
+
+
+def _fail(error: BaseException) -> None:
+    if os.environ.get("NESTLING_TRACEBACK"):
+        raise error
+    text = " ".join(str(error).split()) or type(error).__name__
+    print(f"nestling: error: {text}", file=sys.stderr)
+    sys.exit(2)
+
+
+def _version(asked: bool) -> bool:
+    if asked:
+        print(f"nestling {nestling.__version__}")
+        raise typer.Exit
+    return asked
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, Option("--version", callback=_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    pass
+
+
+@app.command()
+def train(
+    texts: Annotated[
+        list[Path] | None,
+        typer.Argument(help="Text files, folders or .jsonl files (UTF-8).", show_default=False),
+    ] = None,
+    out: Annotated[Path | None, Option(help="Run directory (runs/PRESET-SIZE).")] = None,
+    resume: Annotated[bool, Option("--resume", help="Go on from the newest checkpoint.")] = False,
+    preset: Annotated[
+        str | None, Option(help="hope (default), hope_attention, transformer, titans, ...")
+    ] = None,
+    size: Annotated[str | None, Option(help="tiny (default), mini, small, base, ...")] = None,
+    override: Annotated[
+        list[str] | None,
+        Option("--set", help="Any number of the model, as in width=64 or periods=[1,4096]."),
+    ] = None,
+    tokenizer: Annotated[str | None, Option(help="bytes (default), or a tokenizer.json.")] = None,
+    field: Annotated[str | None, Option(help="Field of .jsonl rows (text).")] = None,
+    held_out: Annotated[float | None, Option(help="Fraction kept for measuring (0.05).")] = None,
+    steps: Annotated[int | None, Option(help="Optimizer steps of the whole run (1000).")] = None,
+    batch: Annotated[int | None, Option(help="Sequences per forward pass (8).")] = None,
+    length: Annotated[int | None, Option(help="Tokens per sequence (256).")] = None,
+    accumulate: Annotated[int | None, Option(help="Forward passes per step (1).")] = None,
+    lr: Annotated[float | None, Option(help="Peak learning rate (0.003).")] = None,
+    warmup: Annotated[
+        int | None, Option(help="Steps of linear warm-up (a tenth, at most 100).")
+    ] = None,
+    floor: Annotated[float | None, Option(help="Last learning rate / peak (0.1).")] = None,
+    weight_decay: Annotated[float | None, Option(help="Of matrices (0.1).")] = None,
+    clip: Annotated[float | None, Option(help="Largest gradient norm (1.0); 0: no limit.")] = None,
+    precision: Annotated[str | None, Option(help="float32 (default) or bfloat16.")] = None,
+    carry_state: Annotated[
+        bool | None,
+        Option("--carry-state/--random-windows", help="Read on in order and carry inner state."),
+    ] = None,
+    seed: Annotated[int | None, Option(help="Of weights and windows (0).")] = None,
+    log_every: Annotated[int | None, Option(help="Steps between two lines (1).")] = None,
+    eval_every: Annotated[
+        int | None, Option(help="Steps between measurements (200); 0: end.")
+    ] = None,
+    save_every: Annotated[
+        int | None, Option(help="Steps between checkpoints (200); 0: end.")
+    ] = None,
+    keep: Annotated[int | None, Option(help="Checkpoints kept (2).")] = None,
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+    threads: Annotated[int | None, Option(help="CPU threads.")] = None,
+) -> None:
+    """Train a model on text. SIGTERM and Ctrl-C save first; --resume goes on to the last bit."""
+    given = {name: value for name, value in locals().items() if value is not None}
+    from nestling.cli.training import run_training
+
+    run_training(given)
+
+
+@app.command()
+def generate(
+    checkpoint: Annotated[Path, typer.Argument(help="A step-* directory, or a run (its newest).")],
+    prompt: Annotated[str | None, Option(help="Text to go on from.")] = None,
+    prompt_file: Annotated[Path | None, Option(help="The same, from a file; - is stdin.")] = None,
+    size: Annotated[int, Option("--bytes", help="Bytes to write.", min=1)] = 500,
+    temperature: Annotated[float, Option(help="0 always takes the likeliest.")] = 0.8,
+    top_k: Annotated[int | None, Option(help="Draw from so many likeliest tokens.")] = None,
+    seed: Annotated[int, Option(help="Of the draws.")] = 0,
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Write text with a trained model: the prompt is read once, then one token at a time."""
+    from nestling.cli.generation import Request, generate_text
+
+    generate_text(
+        checkpoint,
+        Request(
+            prompt=prompt,
+            prompt_file=prompt_file,
+            size=size,
+            temperature=temperature,
+            top_k=top_k,
+            seed=seed,
+            device=device,
+        ),
+    )
+
+
+@app.command()
+def inspect(
+    what: Annotated[str, typer.Argument(help="A preset, a step-* directory, or a run.")],
+    size: Annotated[str, Option(help="Of a preset: tiny, mini, small, base, ...")] = "tiny",
+    override: Annotated[
+        list[str] | None, Option("--set", help="Of a preset, as in width=64 or periods=[1,4096].")
+    ] = None,
+) -> None:
+    """Print every component of a model and its training, fastest first: the level table."""
+    from nestling.cli.level_table import print_levels
+
+    print_levels(what, size=size, overrides=override or [])
+
+
+@app.command()
+def demo(
+    more: Annotated[list[Path] | None, typer.Argument(help="More texts.", hidden=True)] = None,
+    text: Annotated[
+        list[Path] | None, Option(help="Your own texts, one domain each: --text a.txt b.txt ...")
+    ] = None,
+    out: Annotated[Path, Option(help="Where the results and the report go.")] = Path(
+        "nestling-demo"
+    ),
+    short: Annotated[bool, Option("--short", help="A quick look: under a minute.")] = False,
+    seed: Annotated[int, Option(help="Of weights and batches.")] = 0,
+) -> None:
+    """Watch Hope and a Transformer++ learn real texts one after the other (about 5 minutes)."""
+    from nestling.demo import main as run
+
+    run([*(text or []), *(more or [])], out=out, seed=seed, short=short)

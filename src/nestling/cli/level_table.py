@@ -1,0 +1,122 @@
+"""``nestling inspect``: a model and its training as one table of levels, fastest first."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from rich import box
+from rich.console import Console
+from rich.table import Table
+
+from nestling.cli.overrides import configured, parse_overrides
+from nestling.levels import Component, Level, level_numbers, ordered
+from nestling.models import LanguageModel, ModelConfig
+from nestling.models.presets import MIXERS
+from nestling.optim import LevelwiseOptimizer, adamw
+from nestling.train import TrainConfig
+from nestling.train.checkpoint import read_manifest, resolve
+from nestling.train.run import by_level
+
+OUTER = "outer optimizer"
+"""How a model's components say that they are moved by whatever trains it."""
+
+
+def print_levels(what: str, *, size: str, overrides: Sequence[str]) -> None:
+    """Print the table of a preset, or of a checkpoint with the batch that it is trained with.
+
+    Raises:
+        ValueError: if ``what`` is neither.
+    """
+    title, model, config = _find(what, size, overrides)
+    components = system(model, config)
+    console = Console()
+    if not console.is_terminal:
+        console = Console(width=200)  # a file or a pipe has no edge to wrap at
+    console.print(title, markup=False, highlight=False, soft_wrap=True)
+    console.print(table(components))
+    parameters = sum(parameter.numel() for parameter in model.parameters())
+    held = sum(c.parameters for c in components)
+    console.print(
+        f"{parameters:,} parameters are trained; the whole system holds {held:,} numbers. Periods "
+        f"are in tokens;\none step of the optimizer reads {config.tokens_per_step:,} "
+        f"({config.batch} x {config.length} x {config.accumulate}).",
+        markup=False,
+        highlight=False,
+        soft_wrap=True,
+    )
+
+
+def system(model: LanguageModel, config: TrainConfig) -> list[Component]:
+    """Everything that holds something over time, the moments of AdamW included."""
+    tokens = config.tokens_per_step
+    optimizer = LevelwiseOptimizer(
+        by_level(model), lambda named: adamw(named, lr=config.lr, betas=config.betas)
+    )
+    moments = optimizer.components(tokens_per_step=tokens)
+    inner = []
+    for component in model.components():
+        if not component.rule.startswith(OUTER):
+            inner.append(component)
+            continue
+        # Weights move with a step, not with every token, and need the moments of that step.
+        period = component.level.period
+        level = Level(None if period is None else max(period, tokens))
+        inner.append(
+            dataclasses.replace(
+                component,
+                level=level,
+                rule=component.rule.replace(OUTER, "AdamW"),
+                after=tuple(m.name for m in moments if f".period_{period}." in m.name),
+            )
+        )
+    return ordered([*inner, *moments])
+
+
+def table(components: Sequence[Component]) -> Table:
+    """The level table, one row per component."""
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    for name in ("level", "period"):
+        grid.add_column(name, justify="right")
+    for name in ("component", "memory", "rule", "context flow"):
+        grid.add_column(name, overflow="fold")
+    grid.add_column("parameters", justify="right")
+    numbers, before = level_numbers(components), 0
+    for component in components:
+        number = numbers[component.name]
+        period = component.level.period
+        grid.add_row(
+            str(number) if number != before else "",
+            "never" if period is None else f"{period:,}",
+            component.name,
+            component.memory,
+            component.rule,
+            component.context_flow,
+            f"{component.parameters:,}",
+        )
+        before = number
+    return grid
+
+
+def _find(what: str, size: str, overrides: Sequence[str]) -> tuple[str, LanguageModel, TrainConfig]:
+    if what in MIXERS and not Path(what, "checkpoint.json").exists():
+        config = configured(what, size, parse_overrides(overrides))
+        return f"{what} ({size})", _unallocated(config), TrainConfig()
+    if not Path(what).exists():
+        raise ValueError(
+            f"{what}: neither a checkpoint nor a preset; presets are {', '.join(sorted(MIXERS))}"
+        )
+    path = resolve(what)
+    manifest = read_manifest(path)
+    config = ModelConfig.from_dict(manifest["config"]["model"])
+    title = (
+        f"{path}: {config.preset} after {manifest['step']:,} steps, {manifest['tokens']:,} tokens"
+    )
+    return title, _unallocated(config), TrainConfig.from_dict(manifest["config"]["train"])
+
+
+def _unallocated(config: ModelConfig) -> LanguageModel:
+    with torch.device("meta"):
+        return LanguageModel(config)

@@ -1,0 +1,48 @@
+from __future__ import annotations
+
+import io
+
+import pytest
+from rich.console import Console
+
+from nestling.cli.level_table import system, table
+from nestling.levels import level_numbers
+from nestling.models import build
+from nestling.train import TrainConfig
+
+
+def test_system_of_hope_is_ordered_and_complete():
+    model = build("hope", width=16, heads=2, layers=1, periods=(1, 64, 4096), hidden=16)
+    config = TrainConfig(batch=2, length=128)
+    components = system(model, config)
+    periods = [c.level.period for c in components]
+    assert periods == sorted(periods)
+    assert set(periods) == {1, 256, 4096}
+    trained = sum(p.numel() for p in model.parameters())
+    moments = [c for c in components if c.name.startswith("optimizer.")]
+    assert sum(c.parameters for c in moments) == 2 * trained
+    weights = [c for c in components if "AdamW" in c.rule]
+    assert sum(c.parameters for c in weights) == trained
+    inner = [c for c in components if c not in moments and c not in weights]
+    assert [c.name.split(".")[-1] for c in inner] == ["k", "v", "eta", "alpha", "memory"]
+    # what a weight needs comes before it: its moments, of the same frequency, one level up
+    numbers = level_numbers(components)
+    for part in weights:
+        assert all(numbers[name] < numbers[part.name] for name in part.after)
+        assert len(part.after) == 2
+    assert numbers["blocks.0.mixer.memory"] == numbers["blocks.0.mixer.k"] + 1
+    assert numbers[moments[0].name] == numbers[moments[1].name]
+
+
+@pytest.mark.parametrize("preset", ["hope", "transformer", "titans", "hope_attention"])
+def test_table_shows_every_component_and_number(preset):
+    model = build(preset, width=16, heads=2, layers=2)
+    components = system(model, TrainConfig())
+    out = io.StringIO()
+    Console(file=out, width=220).print(table(components))
+    rows = [line.split() for line in out.getvalue().splitlines()[3:] if line.strip()]
+    assert len(rows) == len(components)
+    for row, component in zip(rows, components, strict=True):
+        assert component.name.split()[0] in " ".join(row)
+        assert row[-1] == f"{component.parameters:,}"
+        assert f"{component.level.period:,}" in row[:2]
