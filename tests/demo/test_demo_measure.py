@@ -13,7 +13,7 @@ from nestling.models import build
 
 
 class Counter(nn.Module):
-    """Gives every byte but the last the same logit; the byte after x is x + 1 with ``certainty``."""
+    """Holds that x + 1 follows x with ``certainty``, and all others are equally likely."""
 
     def __init__(self, certainty: float):
         super().__init__()
@@ -43,7 +43,9 @@ def test_a_model_that_knows_needs_what_its_certainty_says():
 def test_sequences_cover_head_middle_and_tail_once():
     rows = sequences(bytes(range(101)), length=10, most=50)
     assert rows[:, 0].tolist() == [0, 20, 40, 60, 90]
-    assert sequences(bytes(range(101)), length=10, most=10_000)[:, 0].tolist() == [*range(0, 100, 10)]
+    assert sequences(bytes(range(101)), length=10, most=10_000)[:, 0].tolist() == [
+        *range(0, 100, 10)
+    ]
     with pytest.raises(ValueError, match="at least 11 bytes, got 10"):
         sequences(bytes(10), length=10, most=50)
 
@@ -81,4 +83,6 @@ def test_a_memory_that_reads_is_written():
     shares = written(model, torch.randint(256, (2, 65)))
     assert {name.split(".")[-1] for name in shares} >= {"memory", "k", "v", "eta", "alpha"}
     assert all(0.0 < share < 10.0 for share in shares.values())
-    assert written(build("transformer", width=16, heads=2, layers=1), torch.zeros(2, 9).long()) == {}
+    assert (
+        written(build("transformer", width=16, heads=2, layers=1), torch.zeros(2, 9).long()) == {}
+    )

@@ -70,7 +70,9 @@ def test_both_models_get_equal_parameters_tokens_and_batches(run):
 
 def test_the_default_models_are_of_equal_size():
     for budget in (DEFAULT, SHORT):
-        hope, transformer = (parameter_count(x.model.config) for x in build_learners(budget, seed=0))
+        hope, transformer = (
+            parameter_count(x.model.config) for x in build_learners(budget, seed=0)
+        )
         assert abs(hope / transformer - 1) < 0.01
 
 
@@ -135,8 +137,8 @@ def test_warm_up_is_counted_over_the_stream_and_not_per_domain():
     stream = TextStream(byte_ids(TEXTS[0][1].encode()), batch=2, length=32)
     rates = []
     for _ in range(2):  # two domains of three steps
-        for _ in hope.learn(stream, 3):
-            rates.append(hope.optimizer.optimizers[0].param_groups[0]["lr"])
+        group = hope.optimizer.optimizers[0].param_groups[0]
+        rates += [group["lr"] for _ in hope.learn(stream, 3)]
     assert rates == pytest.approx([5e-3, 1e-2, 1e-2, 1e-2, 1e-2, 1e-2])
 
 
@@ -157,7 +159,9 @@ def test_the_report_and_the_tables_tell_the_same_numbers(run):
     for model in results.models:
         for i, row in enumerate(results.matrix(model)):
             assert all(f"{value:.3f}" in page for value in row)
-            told = "│ " + " │ ".join(f"{value:.2f}".rjust(n) for value, n in zip(row, (8, 5), strict=True))
+            told = "│ " + " │ ".join(
+                f"{value:.2f}".rjust(n) for value, n in zip(row, (8, 5), strict=True)
+            )
             assert told in printed.getvalue(), (model, i)
     assert " (plasticity)" in printed.getvalue()
 
@@ -179,7 +183,8 @@ def test_a_killed_run_leaves_what_it_measured(tmp_path):
     code = (
         "import sys; sys.path[:0] = [sys.argv[2]]\n"
         "from pathlib import Path; from nestling.demo import run_demo; import test_demo_run as t\n"
-        "run_demo(t.TEXTS, out=Path(sys.argv[1]), budget=t.DemoBudget(**{**vars(t.BUDGET), 'steps': 10**6}))\n"
+        "budget = t.DemoBudget(**{**vars(t.BUDGET), 'steps': 10**6})\n"
+        "run_demo(t.TEXTS, out=Path(sys.argv[1]), budget=budget)\n"
     )
     path = tmp_path / "results.jsonl"
     child = subprocess.Popen(

@@ -47,43 +47,41 @@ def lines(
 ) -> list[dict[str, Any]]:
     """All lines of a finished run."""
     names = [domain["name"] for domain in run["domains"]]
-    found = [run]
-    for model in matrices:
-        found.append(
-            {
-                "kind": "component", "model": model, "number": 1, "period": 1,
-                "name": "blocks.0.mixer.k", "memory": "MLP", "rule": "L2", "context_flow": "tokens",
-                "parameters": 10,
-            }
-        )  # fmt: skip
+    part = {
+        "kind": "component", "number": 1, "period": 1, "name": "blocks.0.mixer.k", "memory": "MLP",
+        "rule": "L2", "context_flow": "tokens", "parameters": 10,
+    }  # fmt: skip
+    found = [run, *({"model": model, **part} for model in matrices)]
     for phase in range(len(names) + 1):
         for model, table in matrices.items():
-            for domain, value in zip(names, table[phase], strict=True):
-                found.append(
-                    measured(model, "held_out_bpb", value, phase, domain=domain, error=error)
-                )
-                found.append(measured(model, "probe_bpb", value + 0.1, phase, domain=domain))
-            if phase:
-                found.append(measured(model, "level_updates", 2, phase, part="1"))
-                for part in ("embedding", "MLP level, period 64"):
-                    found.append(measured(model, "weights_written", 0.25, phase, part=part))
+            found += _phase(model, phase, names, table[phase], error)
         if phase:
-            found.append(
-                measured(
-                    "hope", "memory_written", 0.5, phase, part="blocks.0.mixer.k",
-                    domain=names[phase - 1],
-                )
-            )  # fmt: skip
-    for model in matrices:
-        for domain in names:
-            for start in (0, 8):
-                found.append(
-                    measured(model, "reading_bpb", 3.0 - start / 8, 2, domain=domain, part=str(start))
-                )
+            where = {"part": "blocks.0.mixer.k", "domain": names[phase - 1]}
+            found.append(measured("hope", "memory_written", 0.5, phase, **where))
+    found += [
+        measured(model, "reading_bpb", 3.0 - start / 8, 2, domain=domain, part=str(start))
+        for model in matrices
+        for domain in names
+        for start in (0, 8)
+    ]
     return [*found, {"kind": "end", "seconds": 40.0}]
 
 
-@pytest.fixture()
+def _phase(
+    model: str, phase: int, names: list[str], losses: list[float], error: float
+) -> list[dict[str, Any]]:
+    found = []
+    for domain, value in zip(names, losses, strict=True):
+        found.append(measured(model, "held_out_bpb", value, phase, domain=domain, error=error))
+        found.append(measured(model, "probe_bpb", value + 0.1, phase, domain=domain))
+    if phase:
+        found.append(measured(model, "level_updates", 2, phase, part="1"))
+        parts = ("embedding", "MLP level, period 64")
+        found += [measured(model, "weights_written", 0.25, phase, part=part) for part in parts]
+    return found
+
+
+@pytest.fixture
 def write(tmp_path: Path) -> Write:
     """Writes a results file; keep limits how many lines, matrices and error replace the numbers."""
 

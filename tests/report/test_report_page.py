@@ -1,4 +1,4 @@
-"""The page: self-contained, valid, said in words as well as in pictures, and true to the numbers."""
+"""The page: self-contained, valid, in words as well as in pictures, and true to the numbers."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ class Page(HTMLParser):
         return [attributes for name, attributes in self.tags if name == tag]
 
 
-@pytest.fixture()
+@pytest.fixture
 def text(write) -> str:
     return render(read_results(write()))
 
@@ -75,7 +75,7 @@ def test_ids_are_unique_and_every_reference_is_met(text):
 def test_every_picture_is_said_in_words(text):
     page = Page(text)
     pictures = [a for a in page.all("svg") if not a.get("aria-hidden")]
-    # Two heat maps, three panels over the stream and three of reading, one of memories, two of weights.
+    # Heat maps, panels over the stream, panels of reading, memories, weights.
     assert len(pictures) == 2 + 3 + 3 + 1 + 2
     said = [a["aria-label"] for a in pictures]
     assert all(a["role"] == "img" for a in pictures)
@@ -88,8 +88,10 @@ def test_every_picture_is_said_in_words(text):
         "average of all over the stream: Hope from 8.10 to 2.60, lowest 2.60; "
         "Transformer++ from 8.10 to 3.10, lowest 3.10."
     )
-    assert said[5].endswith("Hope 3.00 in the first 8 bytes, 2.00 in the last; "
-                            "Transformer++ 3.00 in the first 8 bytes, 2.00 in the last.")  # fmt: skip
+    assert said[5].endswith(
+        "Hope 3.00 in the first 8 bytes, 2.00 in the last; "
+        "Transformer++ 3.00 in the first 8 bytes, 2.00 in the last."
+    )
     assert "block 0.k 0.500" in said[8]
 
 

@@ -71,7 +71,7 @@ def test_damage_elsewhere_is_named(write):
 
 def test_what_is_no_results_file_is_refused(tmp_path):
     path = tmp_path / "x.jsonl"
-    with pytest.raises(ValueError, match="cannot read .*No such file"):
+    with pytest.raises(ValueError, match=r"cannot read .*No such file"):
         read_results(path)
     for text in ("", json.dumps({"kind": "run", "format": 99, **RUN}) + "\n"):
         path.write_text(text, encoding="utf-8")
@@ -97,6 +97,6 @@ def test_an_older_file_is_kept(tmp_path):
 def test_a_number_that_is_none_is_never_written(tmp_path):
     with ResultsWriter(tmp_path / "r.jsonl", RUN) as writer:
         writer.add(row(1.0))
-        with pytest.raises(ValueError, match="cannot write .*nan"):
+        with pytest.raises(ValueError, match=r"cannot write .*nan"):
             writer.add(row(math.nan))
     assert [r.value for r in read_results(tmp_path / "r.jsonl").rows] == [1.0]

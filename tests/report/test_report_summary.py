@@ -7,7 +7,7 @@ import math
 import pytest
 
 from nestling.report import compare, read_results
-from nestling.report.summary import headline, sentences
+from nestling.report.summary import headline, reading_sentence, sentences
 
 from .conftest import MATRICES, RUN
 
@@ -65,6 +65,22 @@ def test_a_difference_within_the_error_is_called_level(write):
     equal = {"hope": MATRICES["hope"], "transformer": MATRICES["hope"]}
     results = read_results(write(equal, error=0.0))
     assert {c.ahead for c in compare(results)} == {None}
+
+
+def test_worse_than_guessing_is_said(write):
+    lost = {"hope": [[8.0, 8.0], [2.0, 7.0], [9.0, 2.0]], "transformer": MATRICES["transformer"]}
+    results = read_results(write(lost))
+    assert sentences(results, compare(results))[4] == (
+        "Blind guessing costs 8 bits per byte. Confidently wrong in the end, and worse than that: "
+        "Hope on a<b>."
+    )
+
+
+def test_reading_on_is_said_from_the_numbers(write):
+    assert reading_sentence(read_results(write())) == (
+        "From the first piece to the last, on average, Hope goes from 3.00 to 2.00 bits per byte "
+        "(1.00 better) and Transformer++ goes from 3.00 to 2.00 bits per byte (1.00 better)."
+    )
 
 
 def test_an_unfinished_run_has_no_winner(write):

@@ -18,7 +18,7 @@ import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from matplotlib.ticker import FuncFormatter, MaxNLocator
+from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
 
 INK = "#1f2933"
 FAINT = "#8a94a0"
@@ -162,7 +162,7 @@ def bars(
     x_label: str,
     name: str,
 ) -> str:
-    """Horizontal dots, one row per group, one dot per series: small numbers compared by position.
+    """Dots, one row per group, one dot per series: compared by position, on a log axis if needed.
 
     Args:
         values: series name to one number per group; NaN is left out.
@@ -178,8 +178,17 @@ def bars(
                 numbers, range(len(groups)), MARKERS[index % len(MARKERS)], label=label,
                 color=COLOURS[index % len(COLOURS)], markersize=6, alpha=0.9, clip_on=False,
             )  # fmt: skip
-        top = max((v for row in values.values() for v in row if not math.isnan(v)), default=1.0)
-        axes.set_xlim(0, 1.08 * top if top > 0 else 1.0)
+        known = [v for row in values.values() for v in row if not math.isnan(v)]
+        low, top = min(known, default=0.0), max(known, default=1.0)
+        if low > 0 and top > 20 * low:
+            # Powers of ten apart: a linear axis would show the largest and pile up the rest.
+            axes.set_xscale("log")
+            axes.set_xlim(low / 1.4, top * 1.4)
+            axes.xaxis.set_major_locator(LogLocator(numticks=4))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda x, _: f"{x:g}"))
+            axes.xaxis.set_minor_formatter(NullFormatter())
+        else:
+            axes.set_xlim(-0.04 * top, 1.08 * top if top > 0 else 1.0)
         axes.set_yticks(range(len(groups)), groups)
         axes.set_ylim(len(groups) - 0.5, -0.5)
         axes.grid(axis="y", linestyle=":")

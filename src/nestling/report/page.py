@@ -54,11 +54,11 @@ def render(results: Results) -> str:
         ),
         (
             "reading",
-            "What reading alone brings back",
+            "Reading on",
             "After everything was learned, long held-out passages are read in one go, with the "
             "state carried along and the weights held still. A falling line is a model that adapts "
-            f"to the text in front of it. Training sequences were {length:,} bytes long; beyond "
-            "that a Transformer's positions are new to it.",
+            f"to the text in front of it. Training sequences were {length:,} bytes long: positions "
+            "beyond that are new to a Transformer.",
             reading,
         ),
         (

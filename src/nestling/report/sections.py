@@ -9,7 +9,7 @@ from html import escape
 from nestling.report.figures import COLOURS, SHADE, Curve, bars, curves, heat_map, marker
 from nestling.report.level_table import merged
 from nestling.report.results import Measurement, Results
-from nestling.report.summary import Comparison, sentences, title_of
+from nestling.report.summary import Comparison, reading_sentence, sentences, title_of
 from nestling.report.words import CAVEATS, GLOSSARY
 
 BEFORE = "before"
@@ -173,7 +173,8 @@ def reading_on(results: Results) -> str:
             if line.y
         )
         panels.append(_figure(svg, f"Bits per byte while reading {name}: {said}."))
-    return key(results) + f'<div class="figures">{"".join(panels)}</div>'
+    said = f"<p>{escape(reading_sentence(results))}</p>"
+    return said + key(results) + f'<div class="figures">{"".join(panels)}</div>'
 
 
 def writes(results: Results) -> str:
@@ -184,7 +185,7 @@ def writes(results: Results) -> str:
         figures.append(
             _dots(
                 memories, results.domains, "Memories inside Hope, while reading",
-                "change / size of the memory", "memories",
+                "change relative to its size", "memories",
                 "after reading one held-out sequence of the domain just learned",
             )
         )  # fmt: skip
@@ -195,7 +196,7 @@ def writes(results: Results) -> str:
             figures.append(
                 _dots(
                     parts, results.domains, f"Weights of {title_of(results, model)}, by level",
-                    "change / size of the weights", f"weights-{model}",
+                    "change relative to its size", f"weights-{model}",
                     "over the training on one domain",
                 )
             )  # fmt: skip

@@ -12,6 +12,9 @@ from dataclasses import dataclass
 from nestling.continual import final_average, forgetting, forgetting_by_domain, plasticity
 from nestling.report.results import Results
 
+GUESSING = 8.0
+"""Bits per byte of a model that knows nothing: one of 256."""
+
 UNSURE = 2.0
 """Standard errors below which two numbers are called level."""
 
@@ -163,6 +166,7 @@ def sentences(results: Results, comparisons: list[Comparison]) -> list[str]:
     found = [_sentence(results, comparison) for comparison in comparisons]
     if comparisons and len(results.domains) > 1:
         found.append(_worst(results))
+        found += _guessing(results)
     found += _cost(results)
     return found
 
@@ -200,6 +204,47 @@ def _worst(results: Results) -> str:
             f"({lost[worst]:+.2f} bits per byte)"
         )
     return "; ".join(parts) + "."
+
+
+def reading_sentence(results: Results) -> str:
+    """What reading on brought, on average over the domains, for each model."""
+    parts = []
+    for model in results.models:
+        rows = results.select("reading_bpb", model=model)
+        starts = sorted({int(row.part or 0) for row in rows})
+        if not starts:
+            continue
+        first, last = (
+            _average([row.value for row in rows if row.part == str(start)])
+            for start in (starts[0], starts[-1])
+        )
+        change = last - first
+        verb = "no change" if abs(change) < 0.05 else "better" if change < 0 else "worse"
+        parts.append(
+            f"{title_of(results, model)} goes from {first:.2f} to {last:.2f} bits per byte "
+            f"({verb if verb == 'no change' else f'{abs(change):.2f} {verb}'})"
+        )
+    return "From the first piece to the last, on average, " + " and ".join(parts) + "."
+
+
+def _average(values: list[float]) -> float:
+    return sum(values) / len(values)
+
+
+def _guessing(results: Results) -> list[str]:
+    """Where a model ends worse than one that knows nothing."""
+    parts = []
+    for model in results.models:
+        last = results.matrix(model)[-1]
+        lost = [n for n, value in zip(results.domains, last, strict=True) if value > GUESSING]
+        if lost:
+            parts.append(f"{title_of(results, model)} on {', '.join(lost)}")
+    if not parts:
+        return []
+    return [
+        f"Blind guessing costs {GUESSING:.0f} bits per byte. Confidently wrong in the end, and "
+        f"worse than that: {'; '.join(parts)}."
+    ]
 
 
 def _cost(results: Results) -> list[str]:
