@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -12,16 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from nestling.cli.overrides import configured, parse_overrides
-from nestling.levels import Component, Level, level_numbers, ordered
+from nestling.levels import Component, level_numbers
 from nestling.models import LanguageModel, ModelConfig
 from nestling.models.presets import MIXERS
 from nestling.optim import LevelwiseOptimizer, adamw
 from nestling.train import TrainConfig
 from nestling.train.checkpoint import read_manifest, resolve
 from nestling.train.run import by_level
-
-OUTER = "outer optimizer"
-"""How a model's components say that they are moved by whatever trains it."""
+from nestling.train.system import system as nested_system
 
 
 def print_levels(what: str, *, size: str, overrides: Sequence[str]) -> None:
@@ -50,29 +47,11 @@ def print_levels(what: str, *, size: str, overrides: Sequence[str]) -> None:
 
 
 def system(model: LanguageModel, config: TrainConfig) -> list[Component]:
-    """Everything that holds something over time, the moments of AdamW included."""
-    tokens = config.tokens_per_step
+    """The nested system of a model that is trained as ``config`` says."""
     optimizer = LevelwiseOptimizer(
         by_level(model), lambda named: adamw(named, lr=config.lr, betas=config.betas)
     )
-    moments = optimizer.components(tokens_per_step=tokens)
-    inner = []
-    for component in model.components():
-        if not component.rule.startswith(OUTER):
-            inner.append(component)
-            continue
-        # Weights move with a step, not with every token, and need the moments of that step.
-        period = component.level.period
-        level = Level(None if period is None else max(period, tokens))
-        inner.append(
-            dataclasses.replace(
-                component,
-                level=level,
-                rule=component.rule.replace(OUTER, "AdamW"),
-                after=tuple(m.name for m in moments if f".period_{period}." in m.name),
-            )
-        )
-    return ordered([*inner, *moments])
+    return nested_system(model, optimizer, tokens_per_step=config.tokens_per_step)
 
 
 def table(components: Sequence[Component]) -> Table:

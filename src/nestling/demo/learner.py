@@ -17,11 +17,13 @@ import torch.nn.functional as F
 
 from nestling.data import TextStream
 from nestling.demo.budget import DemoBudget
-from nestling.levels import Level, level_numbers, ordered
+from nestling.levels import Level, level_numbers
 from nestling.models import LanguageModel, ModelConfig, configure, match_parameters, parameter_count
 from nestling.optim import LevelwiseOptimizer, adamw
 from nestling.report.results import TableRow
+from nestling.train.run import by_level
 from nestling.train.schedule import warmup_cosine
+from nestling.train.system import system
 
 TITLES = {"hope": "Hope", "transformer": "Transformer++"}
 
@@ -96,7 +98,7 @@ class Learner:
     def level_table(self) -> list[TableRow]:
         """Model and optimizer as one nested system, fastest first."""
         tokens = self.budget.batch * self.budget.length
-        parts = [*self.model.components(), *self.optimizer.components(tokens_per_step=tokens)]
+        parts = system(self.model, self.optimizer, tokens_per_step=tokens)
         numbers = level_numbers(parts)
         return [
             TableRow(
@@ -109,7 +111,7 @@ class Learner:
                 context_flow=part.context_flow,
                 parameters=part.parameters,
             )
-            for part in ordered(parts)
+            for part in parts
         ]
 
 
@@ -143,12 +145,8 @@ def build_learners(budget: DemoBudget, *, seed: int) -> list[Learner]:
 def _learner(config: ModelConfig, budget: DemoBudget, seed: int) -> Learner:
     torch.manual_seed(seed)
     model = LanguageModel(config)
-    levels: dict[Level, dict[str, torch.nn.Parameter]] = {}
-    named = dict(model.named_parameters())
-    for name, level in model.parameter_levels().items():
-        levels.setdefault(level, {})[name] = named[name]
     optimizer = LevelwiseOptimizer(
-        list(levels.items()),
+        by_level(model),
         lambda part: adamw(part, lr=budget.lr, weight_decay=budget.weight_decay),
         clip=budget.clip,
     )

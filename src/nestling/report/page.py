@@ -70,8 +70,8 @@ def render(results: Results) -> str:
         (
             "levels",
             "The levels",
-            "Every part that holds something over time, the fastest first. Weights of period "
-            "1 move with every optimizer step.",
+            "Every part that holds something over time, the fastest first. "
+            f"{_step(results)}",
             sections.level_table(results),
         ),
         ("texts", "The texts", "Real text; the end of each is held out.", sections.texts(results)),
@@ -115,6 +115,12 @@ order. Which of them still knows the first text in the end?</p>
 </body>
 </html>
 """
+
+
+def _step(results: Results) -> str:
+    budget = results.run.get("budget", {})
+    tokens = budget.get("batch", 1) * budget.get("length", 1)
+    return f"One optimizer step reads {tokens:,} tokens, so no weight moves more often than that."
 
 
 def _sizes(results: Results) -> str:

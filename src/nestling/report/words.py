@@ -12,7 +12,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     (
         "Held-out text",
         "The end of each text. No model is ever trained on it. All numbers here are measured on "
-        "it, in separate sequences, each read without any memory of the one before.",
+        "it, in separate sequences, each read without any memory of the one before (under "
+        "“Reading on” the pieces of one passage follow each other).",
     ),
     (
         "Nested Learning",
@@ -33,9 +34,9 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "Level, period",
-        "How often a memory is written. A period of 1 means with every token (memories inside the "
-        "model) or with every optimizer step (weights); a period of 8,192 means that the weights "
-        "are held still for 8,192 tokens and then moved once. Level 1 is the fastest.",
+        "How often a memory is written. A period of 1 means with every token, a period of 8,192 "
+        "that the weights are held still for 8,192 tokens and then moved once, by all that was "
+        "gathered meanwhile. Level 1 is the fastest.",
     ),
     (
         "Hope",
@@ -61,8 +62,8 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
     (
         "State",
-        "Everything a model picked up from the text so far, as opposed to its weights. It is "
-        "small, it can be saved, and it is thrown away between the sequences measured here.",
+        "Everything a model picked up from the text so far, as opposed to its weights. It can be "
+        "saved, and it is thrown away between the sequences measured here.",
     ),
 )
 
