@@ -166,6 +166,16 @@ def test_the_report_and_the_tables_tell_the_same_numbers(run):
     assert " (plasticity)" in printed.getvalue()
 
 
+def test_every_phase_is_told_where_there_is_no_terminal(tmp_path):
+    printed = io.StringIO()
+    console = Console(file=printed, width=120)
+    results = run_demo(TEXTS[:1], out=tmp_path, budget=BUDGET, progress=Progress(console))
+    for model, title in (("hope", "Hope"), ("transformer", "Transformer++")):
+        value = f"{results.matrix(model)[1][0]:.2f}"
+        told = f"{title} has learned counting: {value} bits per byte there, {value} on average"
+        assert told in printed.getvalue()
+
+
 def test_a_model_that_diverges_stops_the_run_and_leaves_a_report(tmp_path):
     with pytest.raises(NonFiniteError):
         run_demo(TEXTS, out=tmp_path, budget=with_lr(1e30), seed=0)
@@ -224,6 +234,13 @@ def test_bad_texts_are_refused_before_anything_is_written(tmp_path, texts, messa
     assert not (tmp_path / "out").exists()
 
 
+def test_an_output_that_is_no_directory_is_refused(tmp_path):
+    (tmp_path / "file").write_text("mine", encoding="utf-8")
+    with pytest.raises(ValueError, match=r"out: cannot make the directory .*file: File exists"):
+        run_demo(TEXTS, out=tmp_path / "file", budget=BUDGET)
+    assert (tmp_path / "file").read_text(encoding="utf-8") == "mine"
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -258,3 +275,12 @@ def test_time_left_is_estimated_for_each_model_at_its_own_pace(monkeypatch):
 def test_nothing_of_the_run_leaks_into_torch(run):
     assert torch.is_grad_enabled()
     assert torch.get_default_dtype() == torch.float32
+
+
+def test_the_number_of_threads_is_the_budgets_and_is_put_back(tmp_path):
+    torch.set_num_threads(2)
+    try:
+        results = run_demo(TEXTS[:1], out=tmp_path, budget=BUDGET)
+        assert (results.run["threads"], torch.get_num_threads()) == (1, 2)
+    finally:
+        torch.set_num_threads(1)

@@ -25,6 +25,8 @@ class DemoBudget:
         probes: measurements within each phase.
         reading: bytes of the long passages read at the end with the state carried along.
         passages: number of such passages per domain.
+        threads: of torch. One: these tensors are too small for more, and sums are then added in
+            the same order on every machine.
     """
 
     width: int = 96
@@ -33,21 +35,23 @@ class DemoBudget:
     periods: tuple[int, ...] = (1, 8_192, 32_768)
     batch: int = 4
     length: int = 256
-    steps: int = 120
+    steps: int = 100
     lr: float = 3e-3
     warmup: int = 20
     weight_decay: float = 0.1
     clip: float = 1.0
     held_out: int = 32_768
-    measured: int = 8_192
+    measured: int = 6_144
     probed: int = 2_048
-    probes: int = 4
+    probes: int = 3
     reading: int = 1_024
     passages: int = 4
+    threads: int = 1
 
     def __post_init__(self) -> None:
         for name in (
-            "batch", "length", "steps", "held_out", "measured", "probed", "probes", "passages"
+            "batch", "length", "steps", "held_out", "measured", "probed", "probes", "passages",
+            "threads",
         ):  # fmt: skip
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")

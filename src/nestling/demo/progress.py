@@ -76,6 +76,11 @@ class Progress:
         self._last = now
         self._show(f"{title} learns {domain}: {loss:.2f} bits/byte")
 
+    def say(self, text: str) -> None:
+        """A line that stays, above the bar."""
+        if self._bar:
+            self._bar.console.print(text, markup=False)
+
     @contextmanager
     def measuring(self, model: str, title: str, what: str) -> Iterator[None]:
         """Something of a model is measured; the time counts to its steps."""

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -64,26 +65,41 @@ def run_demo(
 
     Raises:
         ValueError: if a text is too short or two have one name, naming it; or if another process
-            is writing to ``out``.
+            is writing to ``out``, or it cannot be made.
         NonFiniteError: if a model diverges; the report shows everything until then.
     """
     domains = _domains(shipped() if texts is None else texts, budget)
-    learners = build_learners(budget, seed=seed)
-    progress = progress or Progress.silent()
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise ValueError(f"out: cannot make the directory {out}: {error.strerror}") from error
     began = time.perf_counter()
-    run = _describe(domains, learners, budget, seed)
-    with lock(out), ResultsWriter(out / RESULTS, run) as writer:
-        try:
-            for learner in learners:
-                writer.add(*learner.level_table())
-            with progress:
-                _Run(domains, learners, budget, seed, writer, progress).all()
-            writer.finish(time.perf_counter() - began)
-        finally:
-            results = read_results(out / RESULTS)
-            write_report(results, out / REPORT)
+    progress = progress or Progress.silent()
+    with lock(out), _threads(budget.threads):
+        learners = build_learners(budget, seed=seed)
+        run = _describe(domains, learners, budget, seed)
+        with ResultsWriter(out / RESULTS, run) as writer:
+            try:
+                for learner in learners:
+                    writer.add(*learner.level_table())
+                with progress:
+                    _Run(domains, learners, budget, seed, writer, progress).all()
+                writer.finish(time.perf_counter() - began)
+            finally:
+                results = read_results(out / RESULTS)
+                write_report(results, out / REPORT)
     return results
+
+
+@contextmanager
+def _threads(count: int) -> Iterator[None]:
+    """That many threads of torch, and as many as before afterwards."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(count)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 class _Run:
@@ -143,17 +159,24 @@ class _Run:
             rows = self.held_out[phase - 1].rows
             for memory, share in written(learner.model, rows).items():
                 self._add(learner, phase, "memory_written", share, part=memory, domain=domain.name)
-            self._measure(learner, phase)
+            row = self._measure(learner, phase)
+        self.progress.say(
+            f"{learner.title} has learned {domain.name}: {row[phase - 1]:.2f} bits per byte there, "
+            f"{sum(row) / len(row):.2f} on average over all domains"
+        )
 
-    def _measure(self, learner: Learner, phase: int) -> None:
+    def _measure(self, learner: Learner, phase: int) -> list[float]:
         """One row of the matrix, and its part of the curves."""
+        row = []
         for held in self.held_out:
             each = losses(learner.model, held.rows)
             whole, probe = mean(each), mean(each[held.probe])
+            row.append(whole.value)
             self._add(
                 learner, phase, "held_out_bpb", whole.value, error=whole.error, domain=held.name
             )
             self._add(learner, phase, "probe_bpb", probe.value, domain=held.name)
+        return row
 
     def _probe(self, learner: Learner, phase: int) -> None:
         for held in self.held_out:
