@@ -1,0 +1,58 @@
+"""What the numbers were measured on."""
+
+from __future__ import annotations
+
+import datetime
+import os
+import platform
+import re
+import subprocess
+from pathlib import Path
+
+import torch
+
+
+def processor() -> str:
+    """The processor's own name."""
+    cpuinfo = Path("/proc/cpuinfo")
+    if cpuinfo.exists():
+        found = re.search(r"model name\s*:\s*(.+)", cpuinfo.read_text())
+        if found:
+            return found.group(1).strip()
+    return platform.processor() or platform.machine()
+
+
+def commit() -> str:
+    """The commit that is checked out, marked if the tree differs from it."""
+    root = Path(__file__).parent
+    run = {"cwd": root, "capture_output": True, "text": True, "check": False}
+    name = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **run).stdout.strip()
+    changed = subprocess.run(["git", "status", "--porcelain", "../src"], **run).stdout.strip()
+    return f"{name or 'unknown'}{'+changes' if changed else ''}"
+
+
+def describe() -> dict[str, object]:
+    """Hardware, software, date and commit of a result."""
+    return {
+        "processor": processor(),
+        "cores": os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "torch": torch.__version__,
+        "python": platform.python_version(),
+        "date": datetime.date.today().isoformat(),
+        "commit": commit(),
+        "matmul_gflops": round(matmul_gflops(), 1),
+    }
+
+
+def matmul_gflops(size: int = 1536) -> float:
+    """What one large float32 matrix product reaches here: the roof for everything else."""
+    import time
+
+    a, b = torch.randn(size, size), torch.randn(size, size)
+    best = 0.0
+    for _ in range(8):
+        start = time.perf_counter()
+        a @ b
+        best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
+    return best
