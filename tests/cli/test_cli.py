@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import sys
 from pathlib import Path
 
@@ -11,6 +12,7 @@ import torch
 
 import nestling
 from nestling.cli import main
+from nestling.train import read
 
 SMALL = ["--set", "width=16", "--set", "heads=2", "--set", "layers=1", "--set", "hidden=16"]
 RUN = [*SMALL, "--batch", "2", "--length", "16", "--device", "cpu", "--threads", "1"]
@@ -218,6 +220,25 @@ def test_nan_is_one_line_and_says_what_to_try(cli, book):
     refused(result, r"stopped at step \d+ .*is not finite|the loss is (nan|inf)")
     assert "Try a smaller lr (now 1e+30)" in result[2]
     assert list(Path("run").glob("step-*")) == []
+
+
+@pytest.mark.parametrize(("name", "expected"), [("SIGINT", 130), ("SIGTERM", 0), ("SIGHUP", 0)])
+def test_signal_saves_and_tells_how_to_go_on(cli, book, monkeypatch, name, expected):
+    from nestling.train import Run
+
+    step = Run.step
+
+    def interrupted(self):
+        if self.steps == 1:
+            os.kill(os.getpid(), getattr(signal, name))
+        return step(self)
+
+    monkeypatch.setattr(Run, "step", interrupted)
+    code, out, err = cli("train", book, "--out", "run", "--steps", "9", *RUN)
+    assert (code, err) == (expected, "")
+    assert f"{name}: saved and stopped at step 2" in out
+    assert out.endswith("to go on: nestling train --out run --resume\n")
+    assert read("run").step == 2
 
 
 def test_traceback_on_request(cli, monkeypatch):

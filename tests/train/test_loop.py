@@ -190,6 +190,22 @@ def test_lines_and_metrics(tmp_path):
     ]
 
 
+@pytest.mark.parametrize(
+    ("preset", "grows"), [("hope", False), ("transformer", True), ("window", False)]
+)
+def test_carried_state_that_grows_without_end_is_said(preset, grows):
+    from nestling.models import build
+
+    said = io.StringIO()
+    settings = config(steps=4, carry_state=True)
+    net = build("transformer", width=16, heads=2, layers=1, window=10)
+    net = net if preset == "window" else model(preset)
+    output = Output(console=Console(file=said, width=200))
+    train(settings, net, stream(settings), output=output)
+    # two rows of 24 keys and values of 16 numbers
+    assert ("grows by 1,536 numbers a step" in said.getvalue()) == grows
+
+
 def test_terminal_gets_a_bar_with_the_remaining_time():
     said = io.StringIO()
     console = Console(file=said, width=100, force_terminal=True)

@@ -30,10 +30,6 @@ def main() -> None:
     """Run a command; every expected error becomes one line and exit code 2."""
     try:
         app()
-    except BrokenPipeError:
-        # The reader has gone, as in `nestling generate ... | head`.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        sys.exit(141)
     except KeyboardInterrupt:
         sys.exit(130)
     except (ValueError, OSError, ImportError, MemoryError) as error:

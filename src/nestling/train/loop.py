@@ -20,6 +20,7 @@ import torch
 from rich.console import Console
 
 from nestling.data import ByteTokenizer, TextStream, Tokenizer
+from nestling.memory import flatten
 from nestling.models import LanguageModel
 from nestling.optim import NonFiniteError
 from nestling.shapes import Tensor
@@ -134,6 +135,7 @@ class _Loop:
         self.result = Result(run=run)
         self.saved_at = -1
         self.notices: list[str] = []
+        self.sizes: list[int] = []
 
     def start(self) -> None:
         """Resume, or make sure that there is nothing to overwrite."""
@@ -190,11 +192,22 @@ class _Loop:
         self.reporter.step(record)
         if self.on_step is not None:
             self.on_step(record)
+        if config.carry_state and len(self.sizes) < 3:
+            self._watch_state()
         last = run.steps == config.steps
         if last or (config.eval_every and run.steps % config.eval_every == 0):
             self._measure()
         if last or (config.save_every and run.steps % config.save_every == 0):
             self._save()
+
+    def _watch_state(self) -> None:
+        """Warn of a carried state that grows with every step: in the end it fills the memory."""
+        self.sizes.append(sum(tensor.numel() for tensor in flatten(self.run.inner).values()))
+        if len(self.sizes) == 3 and self.sizes[0] < self.sizes[1] < self.sizes[2]:
+            self.reporter.say(
+                f"warning: the carried state grows by {self.sizes[2] - self.sizes[1]:,} numbers a "
+                "step, because a layer attends to all that came before; give it a window"
+            )
 
     def _measure(self) -> None:
         if self.held_out is None:

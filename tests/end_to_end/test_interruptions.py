@@ -1,0 +1,90 @@
+"""Real processes, killed and stopped from outside, end where an undisturbed one ends."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SOURCE = str(Path(__file__).parents[2] / "src")
+OPTIONS = [
+    *("--set", "width=16", "--set", "heads=2", "--set", "layers=1", "--set", "hidden=16"),
+    *("--set", "periods=[1,100,500]", "--batch", "2", "--length", "24", "--steps", "40"),
+    *("--save-every", "3", "--eval-every", "10", "--carry-state", "--device", "cpu"),
+]
+
+
+def nestling(*arguments: str) -> subprocess.Popen[str]:
+    environment = {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen(
+        [sys.executable, "-m", "nestling", *map(str, arguments)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment,
+        text=True,
+    )
+
+
+def read_until(process: subprocess.Popen[str], step: int) -> list[str]:
+    """Lines up to that of ``step``: they have to come while the process is running."""
+    assert process.stdout is not None
+    lines = []
+    for line in process.stdout:
+        lines.append(line)
+        if line.split()[:2] == ["step", f"{step}/40"]:
+            return lines
+    raise AssertionError(f"step {step} never came: {lines}, {process.stderr.read()}")
+
+
+def rows(directory: Path) -> list[tuple]:
+    """Everything in metrics.jsonl that is not a time or a size."""
+    names = ("kind", "step", "tokens", "loss", "bits_per_byte", "grad_norm", "lr", "moved")
+    found = map(json.loads, (directory / "metrics.jsonl").read_text().splitlines())
+    return [tuple(str(row.get(name)) for name in names) for row in found]
+
+
+@pytest.mark.slow
+def test_killed_stopped_and_resumed_run_is_the_undisturbed_one(tmp_path):
+    book = tmp_path / "book.txt"
+    book.write_text("the cat sat on the mat, and the hen sat on the cat. " * 40)
+    whole = nestling("train", book, "--out", tmp_path / "whole", *OPTIONS)
+
+    first = nestling("train", book, "--out", tmp_path / "cut", *OPTIONS)
+    read_until(first, 8)
+    first.send_signal(signal.SIGSTOP)  # so that it holds its directory while another one comes
+    second = nestling("train", book, "--out", tmp_path / "cut", "--resume")
+    _, told = second.communicate(timeout=100)
+    assert second.returncode == 2
+    assert told.count("\n") == 1
+    assert f"another process is writing this run (process {first.pid} on" in told
+    first.kill()
+    first.communicate()
+    assert first.returncode == -signal.SIGKILL
+
+    third = nestling("train", "--out", tmp_path / "cut", "--resume")
+    assert "resumed at step " in "".join(read_until(third, 20))
+    third.send_signal(signal.SIGTERM)
+    out, err = third.communicate(timeout=100)
+    assert (third.returncode, err) == (0, "")
+    stopped = re.search(r"SIGTERM: saved and stopped at step (\d+)\n", out)
+    assert stopped is not None
+    assert f"to go on: nestling train --out {tmp_path / 'cut'} --resume" in out
+
+    fourth = nestling("train", "--out", tmp_path / "cut", "--resume")
+    out, _ = fourth.communicate(timeout=100)
+    assert fourth.returncode == 0
+    assert f"resumed at step {stopped.group(1)} of 40" in out
+
+    whole.communicate(timeout=100)
+    assert whole.returncode == 0
+    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
+    assert len(rows(tmp_path / "whole")) == 44
+    for name in ("model.safetensors", "optimizer.safetensors"):
+        last = [tmp_path / run / "step-00000040" / name for run in ("cut", "whole")]
+        assert last[0].read_bytes() == last[1].read_bytes()
