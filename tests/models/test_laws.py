@@ -30,7 +30,7 @@ def model_for(case: str, seed: int = 0):
         made = build("transformer", window=6, **common)
     elif case == "with_conv":
         made = build("transformer", conv_size=4, **common)
-    elif "attention" in case and case != "linear_attention" or case == "transformer":
+    elif ("attention" in case and case != "linear_attention") or case == "transformer":
         made = build(case, **common)
     else:
         made = build(case, **chunks, **common)
@@ -140,6 +140,25 @@ def test_recomputation_changes_nothing(case, recompute):
         torch.testing.assert_close(grads[1][name], grad, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("momentum", [False, True])
+def test_one_pass_over_all_memories_equals_two(momentum):
+    """With one chunk for all tokens the memory's chunk size does not matter, only the code path."""
+    rule = RULES["hope_momentum"] if momentum else LearningRule(retention=Delta(), values="self")
+    found = []
+    for memory_chunk_size in (12, 24):
+        torch.manual_seed(0)
+        model = build("hope", width=16, heads=2, layers=1, vocab_size=50, rule=rule,
+                      chunk_size=12, memory_chunk_size=memory_chunk_size).double()  # fmt: skip
+        logits, state = model(ids_for(2, 12))
+        logits.sin().sum().backward()
+        grads = [p.grad for p in model.parameters()]
+        mixer = state.blocks[0].mixer
+        found.append([logits, *mixer.memory.weights.values(), *mixer.generators.weights.values(),
+                      *mixer.memory.momentum.values(), *grads])  # fmt: skip
+    for a, b in zip(*found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
 def test_every_inner_memory_writes():
     model, ids = model_for("hope_adaptive_q"), ids_for(2, 24)
     _, state = model(ids)
@@ -159,7 +178,7 @@ def test_bf16_autocast_keeps_the_state_in_float32():
     for path, tensor in flatten(state).items():
         if "weights" in path or "momentum" in path:
             assert tensor.dtype == torch.float32, path
-    assert (logits.float() - exact).abs().mean() < 0.05 * exact.abs().mean()
+    assert (logits.float() - exact).abs().mean() < 0.1 * exact.abs().mean()
     half = model.to(torch.bfloat16)
     _, state = half(ids)
     assert state.blocks[0].mixer.memory.weights["w_in"].dtype == torch.float32

@@ -60,6 +60,11 @@ def choose_all(rows: bool | Tensor, new: Weights, old: Weights) -> Weights:
     return {name: choose(rows, new[name], old[name]) for name in new}
 
 
+def one_of(weights: Weights, reader: int | None) -> Weights:
+    """The weights of memory ``reader`` of a stack, or all of them."""
+    return weights if reader is None else {name: W[:, reader] for name, W in weights.items()}
+
+
 def matrix(weights: Weights, name: str, x: Tensor) -> Tensor:
     """Static weights acting on row vectors."""
     return x @ weights[name]

@@ -24,12 +24,12 @@ from functools import partial
 
 import torch
 
-from nestling.engine.carry import Carry, choose, matrix
+from nestling.engine.carry import Carry, choose, matrix, one_of
 from nestling.engine.layout import Segment
 from nestling.engine.triangular import solve_unit_lower
 from nestling.memory.linear import Surprise
 from nestling.memory.rule import LearningRule
-from nestling.memory.state import GatedTokens
+from nestling.memory.state import GatedTokens, map_tensors
 from nestling.shapes import Float, Tensor
 
 TINY = {torch.float32: 1e-37, torch.float64: 1e-300}
@@ -146,6 +146,10 @@ class Path:
             y = y + x @ self.initial
         return y
 
+    def of(self, index: int) -> Path:
+        """The path of one memory of a stack; what all share has size 1 on that axis."""
+        return map_tensors(lambda x: x.select(1, index if x.shape[1] > 1 else 0), self)
+
     def last(self) -> Float[Tensor, "... I O"]:
         """``M_C``, the state after the chunk."""
         gates = self.gates
@@ -191,7 +195,9 @@ def path(
     else:
         recalled = torch.lerp(key @ initial, held, gates.recall.expand_as(held))
     overlap = key @ key.mT
-    if S is not None and gates.a_before is not None and u is not None:
+    if S is not None and u is not None:
+        assert gates.a_before is not None
+        assert gates.c_before is not None
         recalled = torch.addcmul(recalled, gates.a_before, key @ S)
         recalled = recalled + (gates.c_before * overlap) @ u
         right = gates.step * recalled
@@ -210,6 +216,7 @@ def chunked(
     segment: Segment,
     tokens: GatedTokens,
     reads: str,
+    reader: int | None = None,
 ) -> tuple[Tensor | None, Carry]:
     """Run the tokens of one segment at once."""
     surprises = memory.surprises(carry.anchor, tokens.k, tokens.v, rule)
@@ -236,7 +243,12 @@ def chunked(
     if rule.output_map is not None:
         weights = _write_step(rule, segment, tokens, weights, momentum)
     moved = carry.moved(weights, momentum)
-    return _read(memory, rule, segment, tokens.q, paths, moved, reads), moved
+    if tokens.q is None:
+        return None, moved
+    if reader is not None:
+        paths = {name: item.of(reader) for name, item in paths.items()}
+    y = _read(memory, rule, segment, tokens.q, paths, moved, (reads, reader))
+    return y, moved
 
 
 def _momentum(gates: Gates, surprise: Surprise, S: Tensor) -> Tensor:
@@ -261,14 +273,13 @@ def _write_step(
     }
 
 
-def _read(memory, rule, segment, q, paths, moved: Carry, reads: str) -> Tensor | None:
-    if q is None:
-        return None
+def _read(memory, rule, segment, q, paths, moved: Carry, how: tuple[str, int | None]) -> Tensor:
+    reads, reader = how
     if reads == "anchor":
-        return memory.read(q, partial(matrix, moved.anchor))
+        return memory.read(q, partial(matrix, one_of(moved.anchor, reader)))
     y = memory.read(q, lambda name, x: paths[name].read(x))
     if rule.output_map is None or segment.closes is False:
         return y
-    after = memory.read(q, partial(matrix, moved.weights))
+    after = memory.read(q, partial(matrix, one_of(moved.weights, reader)))
     closing = segment.closing.to(q.device)
     return torch.where(closing.reshape(closing.shape[0], *[1] * (q.dim() - 3), -1, 1), after, y)

@@ -15,7 +15,7 @@ from functools import partial
 
 import torch
 
-from nestling.engine.carry import Carry, choose, matrix
+from nestling.engine.carry import Carry, choose, matrix, one_of
 from nestling.engine.layout import Segment
 from nestling.memory.rule import LearningRule
 from nestling.memory.state import GatedTokens
@@ -29,6 +29,7 @@ def recurrent(
     segment: Segment,
     tokens: GatedTokens,
     reads: str,
+    reader: int | None = None,
 ) -> tuple[Tensor | None, Carry]:
     """Run the tokens of one segment, one after the other."""
     read = []
@@ -36,7 +37,7 @@ def recurrent(
         token = tokens.between(t, t + 1)
         carry = write(memory, rule, carry, token, segment.closing[:, t])
         if token.q is not None:
-            weights = carry.weights if reads == "exact" else carry.anchor
+            weights = one_of(carry.weights if reads == "exact" else carry.anchor, reader)
             read.append(memory.read(token.q, partial(matrix, weights)))
     return torch.cat(read, dim=-2) if read else None, carry
 

@@ -95,15 +95,18 @@ def run(
     engine: str = "chunked",
     reads: str = "exact",
     recompute: int = 0,
-) -> tuple[GatedTokens | None, Tensor | None, MemoryState]:
+    reader: int | None = None,
+) -> tuple[list[GatedTokens], Tensor | None, MemoryState]:
     """Drive an engine over the segments of a layout, with tokens from ``source``.
 
     ``source(carry, index)`` gives the tokens of segment ``index``; a memory that generates its
     own keys and values computes them from ``carry.anchor``. Their ``eta`` must be 0 and ``alpha``,
     ``beta`` 1 in columns that hold no real token.
 
+    Where memories are stacked, ``(B, N, H, in, out)``, queries read number ``reader``.
+
     Returns:
-        the tokens that were written, the reads (columns of the layout) and the new state.
+        the tokens of each segment, the reads (columns of the layout) and the new state.
     """
     step = ENGINES[engine]
     initial = state.weights if state.initial is None else state.initial
@@ -117,7 +120,7 @@ def run(
         for index, segment in group:
             carry = carry.opened(segment)
             tokens.append(source(carry, index))
-            y, carry = step(memory, rule, carry, segment, tokens[-1], reads)
+            y, carry = step(memory, rule, carry, segment, tokens[-1], reads, reader)
             carry = carry.closed(segment, rule)
             ys.append(y)
         return tokens, ys, carry
@@ -142,7 +145,7 @@ def run(
         position=layout.position,
     )
     y = None if not read or read[0] is None else torch.cat(read, dim=-2)
-    return Tokens.join(fed) if fed else None, y, new
+    return fed, y, new
 
 
 def _groups(segments, recompute: int) -> list:

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from nestling.memory import LearningRule, MemoryState
+from nestling.memory.state import Weights
 from nestling.shapes import Float, Tensor
 
 
@@ -50,6 +51,33 @@ def initial_memory(initial: nn.ParameterDict, batch: int, rule: LearningRule) ->
         initial=weights if rule.retention.toward_initial else None,
         position=torch.zeros(batch, dtype=torch.long),
     )
+
+
+def stacked(generators: MemoryState, memory: MemoryState) -> MemoryState:
+    """Append ``(B, H, ...)`` to the stack ``(B, N, H, ...)``; they share clock and shapes."""
+
+    def cat(group: str) -> Weights | None:
+        ours, other = getattr(generators, group), getattr(memory, group)
+        if not ours:
+            return ours
+        return {name: torch.cat([W, other[name][:, None]], dim=1) for name, W in ours.items()}
+
+    groups = {group: cat(group) for group in ("weights", "momentum", "anchor", "initial")}
+    return MemoryState(position=generators.position, **groups)  # type: ignore[arg-type]
+
+
+def unstacked(joint: MemoryState) -> tuple[MemoryState, MemoryState]:
+    """Undo :func:`stacked`: the stack without its last memory, and that memory."""
+    parts = []
+    for last in (False, True):
+        groups = {}
+        for group in ("weights", "momentum", "anchor", "initial"):
+            found = getattr(joint, group)
+            if found is not None:
+                found = {n: W[:, -1] if last else W[:, :-1] for n, W in found.items()}
+            groups[group] = found
+        parts.append(MemoryState(position=joint.position, **groups))
+    return parts[0], parts[1]
 
 
 def moved(before: MemoryState, after: MemoryState, index: int | None = None) -> float:

@@ -17,9 +17,9 @@ from __future__ import annotations
 
 import dataclasses
 import math
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
-from typing import ClassVar
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -28,97 +28,24 @@ from torch import nn
 from nestling.engine import Layout, plan, run, scan
 from nestling.engine.carry import Carry, matrix
 from nestling.layers.conv import ShortConvolution
-from nestling.layers.inner import Gate, initial_memory, initial_weights, moved
-from nestling.layers.norm import RMSNorm, unit
-from nestling.levels import Component, Level
-from nestling.memory import (
-    Delta,
-    GatedTokens,
-    LearningRule,
-    LinearMemory,
-    MemoryState,
-    MLPMemory,
-    Tokens,
+from nestling.layers.inner import (
+    Gate,
+    initial_memory,
+    initial_weights,
+    moved,
+    stacked,
+    unstacked,
 )
+from nestling.layers.norm import RMSNorm, unit
+from nestling.layers.self_modifying_config import (
+    GENERATORS,
+    Generated,
+    SelfModifyingConfig,
+    SelfModifyingState,
+)
+from nestling.levels import Component, Level
+from nestling.memory import LinearMemory, MemoryState, MLPMemory, Tokens
 from nestling.shapes import Float, Tensor
-
-GENERATORS = ("k", "v", "q", "eta", "alpha")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfModifyingConfig:
-    """What a self-modifying layer is: memories x rule x chunk sizes, and where its gates start.
-
-    Attributes:
-        hidden: hidden size of the memories; None is the head size, 0 a linear memory.
-        adaptive: which memories are written; the others are static projections. ``memory`` is
-            always among them.
-        rule: learning rule of all of them.
-        chunk_size: tokens between two anchors of the generators.
-        memory_chunk_size: the same for ``memory``.
-        conv_size: taps of the convolutions on the key/value and query paths; 0 for none.
-        eta_max: largest step size; 1 suits L2 with DGD, which decays twice (reading R7).
-        eta_init: step size of ``memory`` at the start of training.
-        generator_scale: what the generators' step sizes are multiplied by at the start; learned.
-        alpha_init: fraction kept per token at the start (reading R4).
-        beta_init: momentum factor at the start.
-        recompute: chunks recomputed together in the backward pass; 0 keeps everything.
-    """
-
-    hidden: int | None = None
-    adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha", "memory")
-    rule: LearningRule = LearningRule(retention=Delta(), values="self")
-    chunk_size: int = 32
-    memory_chunk_size: int = 32
-    conv_size: int = 4
-    eta_max: float = 1.0
-    eta_init: float = 0.5
-    generator_scale: float = 0.1
-    alpha_init: float = 0.993
-    beta_init: float = 0.5
-    recompute: int = 0
-
-    def __post_init__(self) -> None:
-        unknown = set(self.adaptive) - {*GENERATORS, "memory"}
-        if unknown:
-            raise ValueError(f"adaptive: unknown {sorted(unknown)}, expected some of {GENERATORS}")
-        if "memory" not in self.adaptive:
-            raise ValueError(f"adaptive: must contain 'memory', got {self.adaptive}")
-        if "alpha" in self.adaptive and not self.rule.retention.decays:
-            raise ValueError(f"adaptive: {self.rule.name} has no decay that 'alpha' could make")
-        for name in ("eta_init", "alpha_init", "beta_init"):
-            top = self.eta_max if name == "eta_init" else 1.0
-            if not 0 < getattr(self, name) < top:
-                raise ValueError(f"{name}: expected between 0 and {top}, got {getattr(self, name)}")
-
-
-@dataclass(frozen=True, kw_only=True)
-class SelfModifyingState:
-    """State of the layer: the convolutions' last inputs and the memories.
-
-    Attributes:
-        tails: last inputs of the key/value and the query convolution, ``(B, 3, D)`` each.
-        generators: stacked on an axis N: ``(B, N, H, in, out)``; None if all are static.
-        memory: ``(B, H, in, out)``.
-    """
-
-    tails: tuple[Tensor, Tensor]
-    generators: MemoryState | None
-    memory: MemoryState
-
-
-@dataclass(frozen=True, kw_only=True)
-class Generated(GatedTokens):
-    """Tokens made by the generators for themselves, and what ``memory`` needs besides.
-
-    ``memory_eta`` is the step size before the generators' own scale, ``query`` is what reads the
-    memory; the generators themselves are read at their anchor only.
-    """
-
-    memory_eta: Tensor
-    query: Tensor
-
-    vectors: ClassVar[frozenset[str]] = GatedTokens.vectors | {"query"}
 
 
 class SelfModifyingTitans(nn.Module):
@@ -211,8 +138,7 @@ class SelfModifyingTitans(nn.Module):
         mask = None
         if lengths is not None:
             mask = torch.arange(x.shape[1])[None, :] < lengths.cpu()[:, None]
-        tokens, generators = self._generate(paths, state.generators, mask)
-        y, memory = self._remember(tokens, state.memory, mask)
+        y, generators, memory = self._write(paths, state, mask)
         y = self.norm(y.to(x.dtype)).transpose(1, 2).flatten(2)
         y = self.out(y * F.silu(self.gate(x)))
         return y, SelfModifyingState(
@@ -228,43 +154,61 @@ class SelfModifyingTitans(nn.Module):
         dtype = self.out.weight.dtype
         return torch.float32 if dtype in (torch.float16, torch.bfloat16) else dtype
 
-    def _generate(
-        self, paths: dict[str, Tensor], state: MemoryState | None, mask: Tensor | None
-    ) -> tuple[Generated, MemoryState | None]:
-        """Pass 1: k, v, q, eta, alpha of every token, from memories that learn on the way."""
-        B, _, T, _ = paths["kv"].shape
-        chunk_size = self.config.chunk_size
-        position = None if state is None else state.position
-        layout = plan(position, mask, batch=B, length=T, chunk_size=chunk_size if state else T)
+    def _write(
+        self, paths: dict[str, Tensor], state: SelfModifyingState, mask: Tensor | None
+    ) -> tuple[Tensor, MemoryState | None, MemoryState]:
+        """Write all memories and read ``memory``: one pass where they share their chunks.
+
+        With chunk sizes of their own, the generators run first and hand their tokens on.
+        """
+        config = self.config
+        if state.generators is None:
+            tokens = self._sources(paths, plan_for(paths["kv"], mask, None, 0))[0](None, 0)
+            y, memory = self._remember(tokens, state.memory, mask)
+            return y, None, memory
+        own = state.generators
+        layout = plan_for(paths["kv"], mask, own.position, config.chunk_size)
+        generators_only, everything = self._sources(paths, layout)
+        if config.chunk_size == config.memory_chunk_size:
+            _, y, joint = run(
+                self.memory, config.rule, stacked(own, state.memory), layout, everything,
+                recompute=config.recompute, reader=len(self.generators),
+            )  # fmt: skip
+            assert y is not None
+            return layout.collect(y, axis=-2), *unstacked(joint)
+        made, _, generators = run(
+            self.memory, config.rule, own, layout, generators_only, recompute=config.recompute
+        )
+        tokens = _collect(layout, cast(Generated, Generated.join(made)))
+        y, memory = self._remember(tokens, state.memory, mask)
+        return y, generators, memory
+
+    def _sources(
+        self, paths: dict[str, Tensor], layout: Layout
+    ) -> tuple[Callable[[Carry | None, int], Generated], Callable[[Carry | None, int], Generated]]:
+        """Tokens of a segment: for the generators alone, and with ``memory`` behind them."""
         x, q = (layout.spread(paths[name], axis=-2) for name in ("kv", "q"))
         valid = layout.valid
         if valid is None:
-            valid = torch.ones(B, T, dtype=torch.bool)
-        valid = valid.to(x.device)
-        static = {name: self._heads(self.project[name](x.transpose(1, 2).flatten(2)))
-                  for name in ("k", "v") if name in self.project}  # fmt: skip
-
+            valid = torch.ones(x.shape[0], x.shape[-2], dtype=torch.bool)
+        static = [(name, self._heads(self.project[name](x.transpose(1, 2).flatten(2))), -2)
+                  for name in ("k", "v") if name in self.project]  # fmt: skip
         parts = {
             name: torch.split(value, layout.sizes, dim=axis)
             for name, value, axis in [
-                ("x", x, -2), ("q", q, -2), ("valid", valid, -1),
-                *((name, value, -2) for name, value in static.items()),
+                ("x", x, -2), ("q", q, -2), ("valid", valid.to(x.device), -1), *static
             ]
         }  # fmt: skip
 
-        def source(carry: Carry | None, index: int) -> Generated:
+        def generators_only(carry: Carry | None, index: int) -> Generated:
             return self._tokens(carry, {name: part[index] for name, part in parts.items()})
 
-        if state is None:
-            return source(None, 0), None
-        rule = self.config.rule
-        tokens, _, state = run(
-            self.memory, rule, state, layout, source, recompute=self.config.recompute
-        )
-        assert isinstance(tokens, Generated)
-        if layout.target is not None:
-            tokens = _collect(layout, tokens)
-        return tokens, state
+        def everything(carry: Carry | None, index: int) -> Generated:
+            tokens = generators_only(carry, index)
+            eta = torch.cat([tokens.eta, tokens.memory_eta[:, None]], dim=1)
+            return dataclasses.replace(tokens, eta=eta, q=tokens.query)
+
+        return generators_only, everything
 
     def _tokens(self, carry: Carry | None, part: dict[str, Tensor]) -> Generated:
         """Read the generators at their anchor."""
@@ -273,12 +217,14 @@ class SelfModifyingTitans(nn.Module):
         x = part["x"]
         readings = {"eta": x, "alpha": x, "beta": x}
         if carry is not None:
+            count = len(self.generators)
+            weights = {name: W.narrow(1, 0, count) for name, W in carry.anchor.items()}
             inputs = x[:, None]
             if "q" in self.generators:
                 inputs = torch.stack(
                     [part["q"] if name == "q" else x for name in self.generators], dim=1
                 )
-            values = self.memory.read(inputs, partial(matrix, carry.anchor)).unbind(1)
+            values = self.memory.read(inputs, partial(matrix, weights)).unbind(1)
             for name, value in zip(self.generators, values, strict=True):
                 (made if name in made else readings)[name] = value
         idle = ~valid[:, None, :]
@@ -290,39 +236,29 @@ class SelfModifyingTitans(nn.Module):
             else torch.ones_like(eta)
             for name in ("alpha", "beta")
         )
-        own = eta if self.scale is None else eta[:, None] * self.scale.sigmoid()[None, :, :, None]
-        axis = 0 if self.scale is None else 1
-
-        def stacked(value: Tensor) -> Tensor:
-            return value.unsqueeze(axis) if axis else value
-
+        k, v = unit(made["k"]), unit(made["v"])
+        own = eta
+        if self.scale is not None:
+            own = eta[:, None] * self.scale.sigmoid()[None, :, :, None]
+            k, v, alpha, beta = (value[:, None] for value in (k, v, alpha, beta))
         return Generated(
-            k=stacked(unit(made["k"])),
-            v=stacked(unit(made["v"])),
-            q=None,
-            eta=own,
-            alpha=stacked(alpha),
-            beta=stacked(beta),
-            mask=valid,
-            memory_eta=eta,
-            query=unit(made["q"]),
-        )
+            k=k, v=v, eta=own, alpha=alpha, beta=beta, mask=valid,
+            memory_eta=eta, query=unit(made["q"]),
+        )  # fmt: skip
 
     def _remember(
         self, tokens: Generated, state: MemoryState, mask: Tensor | None
     ) -> tuple[Tensor, MemoryState]:
-        """Pass 2: write ``memory`` with the generated tokens and read it token by token."""
-        config, row = self.config, 0 if self.scale is None else 1
+        """Write ``memory`` alone with the generated tokens and read it token by token."""
         k, v, alpha, beta = (
-            value.select(1, 0) if row else value
+            value if self.scale is None else value.select(1, 0)
             for value in (tokens.k, tokens.v, tokens.alpha, tokens.beta)
         )
-        memory_tokens = Tokens(
-            k=k, v=v, q=tokens.query, eta=tokens.memory_eta, alpha=alpha, beta=beta, mask=mask
-        )
         y, state = scan(
-            self.memory, config.rule, state, memory_tokens,
-            chunk_size=config.memory_chunk_size, recompute=config.recompute,
+            self.memory, self.config.rule, state,
+            Tokens(k=k, v=v, q=tokens.query, eta=tokens.memory_eta, alpha=alpha, beta=beta,
+                   mask=mask),
+            chunk_size=self.config.memory_chunk_size, recompute=self.config.recompute,
         )  # fmt: skip
         assert y is not None
         return y, state
@@ -368,6 +304,12 @@ class SelfModifyingTitans(nn.Module):
 
 def _linear(width: int) -> nn.Linear:
     return nn.Linear(width, width, bias=False)
+
+
+def plan_for(x: Tensor, mask: Tensor | None, position: Tensor | None, chunk_size: int) -> Layout:
+    """The layout of ``(B, H, T, K)`` tokens; chunk size 0 is one segment for all of them."""
+    T = x.shape[-2]
+    return plan(position, mask, batch=x.shape[0], length=T, chunk_size=chunk_size or T)
 
 
 def _collect(layout: Layout, tokens: Generated) -> Generated:
