@@ -45,6 +45,16 @@ def test_reflections(memory, objective):
         judge(problem.where(k=unit, eta=step))
 
 
+@pytest.mark.parametrize("memory", ["mlp", "deep_mlp"])
+@pytest.mark.parametrize("scale", [1e-5, 1e-8])
+def test_small_weights(memory, scale):
+    """A hidden vector far shorter than 1e-6 is normalised like any other."""
+    problem = problem_of(memory, "to_initial")
+    inner = [name for name in problem.tensors if name in ("weights.w_in", "weights.w_hidden_1")]
+    small = {name: scale * problem.tensors[name] for name in inner}
+    judge(problem.where(**small, eta=scale * problem.tensors["eta"]))
+
+
 EXTREMES = {
     "forget_now_and_then": {"alpha": [0, 1, 0, 0.9, 1, 1, 0, 0, 0.5, 1, 1, 1, 0.7]},
     "forget_always": {"alpha": [0] * 13},
