@@ -7,6 +7,7 @@ import os
 import platform
 import re
 import subprocess
+import time
 from pathlib import Path
 
 import torch
@@ -24,11 +25,15 @@ def processor() -> str:
 
 def commit() -> str:
     """The commit that is checked out, marked if the tree differs from it."""
-    root = Path(__file__).parent
-    run = {"cwd": root, "capture_output": True, "text": True, "check": False}
-    name = subprocess.run(["git", "rev-parse", "--short", "HEAD"], **run).stdout.strip()
-    changed = subprocess.run(["git", "status", "--porcelain", "../src"], **run).stdout.strip()
-    return f"{name or 'unknown'}{'+changes' if changed else ''}"
+
+    def git(*words: str) -> str:
+        done = subprocess.run(
+            ["git", *words], cwd=Path(__file__).parent, capture_output=True, text=True, check=False
+        )
+        return done.stdout.strip()
+
+    changed = git("status", "--porcelain", "../src")
+    return f"{git('rev-parse', '--short', 'HEAD') or 'unknown'}{'+changes' if changed else ''}"
 
 
 def describe() -> dict[str, object]:
@@ -47,8 +52,6 @@ def describe() -> dict[str, object]:
 
 def matmul_gflops(size: int = 1536) -> float:
     """What one large float32 matrix product reaches here: the roof for everything else."""
-    import time
-
     a, b = torch.randn(size, size), torch.randn(size, size)
     best = 0.0
     for _ in range(8):
