@@ -11,22 +11,41 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
+
+from nestling.cli import main
 
 SOURCE = str(Path(__file__).parents[2] / "src")
 OPTIONS = [
     *("--set", "width=16", "--set", "heads=2", "--set", "layers=1", "--set", "hidden=16"),
     *("--set", "periods=[1,100,500]", "--batch", "2", "--length", "24", "--steps", "40"),
     *("--save-every", "3", "--eval-every", "10", "--carry-state", "--device", "cpu"),
+    *("--threads", "1"),
 ]
 
 
-def nestling(*arguments: str) -> subprocess.Popen[str]:
-    environment = {**os.environ, "PYTHONPATH": SOURCE, "OMP_NUM_THREADS": "1"}
+@pytest.fixture
+def cli(monkeypatch, capsys):
+    """Runs a command in this process: (exit code, standard output, standard error)."""
+    threads = torch.get_num_threads()
+
+    def run(*arguments: object) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["nestling", *map(str, arguments)])
+        with pytest.raises(SystemExit) as ended:
+            main()
+        return (int(ended.value.code or 0), *capsys.readouterr())
+
+    yield run
+    torch.set_num_threads(threads)
+
+
+def started(*arguments: object) -> subprocess.Popen[str]:
+    """A process of its own, as a user would start it without installing anything."""
     return subprocess.Popen(
         [sys.executable, "-m", "nestling", *map(str, arguments)],
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        env=environment,
+        env={**os.environ, "PYTHONPATH": SOURCE},
         text=True,
     )
 
@@ -49,42 +68,37 @@ def rows(directory: Path) -> list[tuple]:
     return [tuple(str(row.get(name)) for name in names) for row in found]
 
 
-@pytest.mark.slow
-def test_killed_stopped_and_resumed_run_is_the_undisturbed_one(tmp_path):
-    book = tmp_path / "book.txt"
+def test_killed_stopped_and_resumed_run_is_the_undisturbed_one(tmp_path, cli):
+    book, cut, whole = tmp_path / "book.txt", tmp_path / "cut", tmp_path / "whole"
     book.write_text("the cat sat on the mat, and the hen sat on the cat. " * 40)
-    whole = nestling("train", book, "--out", tmp_path / "whole", *OPTIONS)
 
-    first = nestling("train", book, "--out", tmp_path / "cut", *OPTIONS)
+    first = started("train", book, "--out", cut, *OPTIONS)
     read_until(first, 8)
     first.send_signal(signal.SIGSTOP)  # so that it holds its directory while another one comes
-    second = nestling("train", book, "--out", tmp_path / "cut", "--resume")
-    _, told = second.communicate(timeout=100)
-    assert second.returncode == 2
+    code, _, told = cli("train", "--out", cut, "--resume", "--threads", "1")
+    assert code == 2
     assert told.count("\n") == 1
     assert f"another process is writing this run (process {first.pid} on" in told
     first.kill()
     first.communicate()
     assert first.returncode == -signal.SIGKILL
 
-    third = nestling("train", "--out", tmp_path / "cut", "--resume")
-    assert "resumed at step " in "".join(read_until(third, 20))
-    third.send_signal(signal.SIGTERM)
-    out, err = third.communicate(timeout=100)
-    assert (third.returncode, err) == (0, "")
+    second = started("train", "--out", cut, "--resume", "--threads", "1")
+    assert "resumed at step " in "".join(read_until(second, 20))
+    second.send_signal(signal.SIGTERM)
+    out, err = second.communicate(timeout=100)
+    assert (second.returncode, err) == (0, "")
     stopped = re.search(r"SIGTERM: saved and stopped at step (\d+)\n", out)
     assert stopped is not None
-    assert f"to go on: nestling train --out {tmp_path / 'cut'} --resume" in out
+    assert f"to go on: nestling train --out {cut} --resume" in out
 
-    fourth = nestling("train", "--out", tmp_path / "cut", "--resume")
-    out, _ = fourth.communicate(timeout=100)
-    assert fourth.returncode == 0
+    code, out, _ = cli("train", "--out", cut, "--resume", "--threads", "1")
+    assert code == 0
     assert f"resumed at step {stopped.group(1)} of 40" in out
 
-    whole.communicate(timeout=100)
-    assert whole.returncode == 0
-    assert rows(tmp_path / "cut") == rows(tmp_path / "whole")
-    assert len(rows(tmp_path / "whole")) == 44
+    assert cli("train", book, "--out", whole, *OPTIONS)[0] == 0
+    assert rows(cut) == rows(whole)
+    assert len(rows(whole)) == 44
     for name in ("model.safetensors", "optimizer.safetensors"):
-        last = [tmp_path / run / "step-00000040" / name for run in ("cut", "whole")]
+        last = [run / "step-00000040" / name for run in (cut, whole)]
         assert last[0].read_bytes() == last[1].read_bytes()

@@ -1,7 +1,6 @@
 """Checkpoints whose whole content follows from their step; run as a script, saves that get killed.
 
-python example_checkpoints.py points ROOT     die at every file operation of a save, one by one
-python example_checkpoints.py forever ROOT    save step after step until killed
+python example_checkpoints.py ROOT
 """
 
 from __future__ import annotations
@@ -9,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import resource
 import shutil
 import signal
 import sys
@@ -17,7 +17,7 @@ from pathlib import Path
 
 import torch
 
-from nestling.train import Checkpoint, read, write
+from nestling.train import Checkpoint, CheckpointError, read, write
 from nestling.train.checkpoint import steps, sweep
 
 
@@ -49,7 +49,7 @@ def assert_whole(checkpoint: Checkpoint, size: int = 8) -> None:
 
 def die_at_every_point(root: Path) -> list[int]:
     """The newest step after a save of step 3 that was killed at its n-th file operation."""
-    base = root.with_name("base")
+    base = root.with_name("before")
     for step in (1, 2):
         write(base, example(step), keep=2)
     newest = []
@@ -119,7 +119,28 @@ def die_at_any_moment(root: Path, size: int = 1200) -> tuple[list[int], list[int
     return told, found
 
 
+def refused_for_its_size(root: Path) -> str:
+    """What is said where the system allows no file of more than 100,000 bytes."""
+    write(root, example(1))
+    out, into = os.pipe()
+    if os.fork() == 0:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, 100_000))
+        try:
+            write(root, example(2, size=300))
+        except CheckpointError as error:
+            os.write(into, str(error).encode())
+        os._exit(0)
+    os.close(into)
+    os.wait()
+    return os.read(out, 4096).decode()
+
+
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    kill = {"points": die_at_every_point, "moments": die_at_any_moment}[sys.argv[1]]
-    print(json.dumps(kill(Path(sys.argv[2]))))
+    place = Path(sys.argv[1])
+    tests = {
+        "points": die_at_every_point(place / "points"),
+        "moments": die_at_any_moment(place / "moments"),
+        "size": refused_for_its_size(place / "size"),
+    }
+    print(json.dumps(tests))

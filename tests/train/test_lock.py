@@ -6,13 +6,15 @@ import sys
 
 import pytest
 
+import nestling.train.lock as lock_module
 from nestling.train.lock import lock
 
 HOLD = """
-import sys, time
-from pathlib import Path
-from nestling.train.lock import lock
-with lock(Path(sys.argv[1])):
+import importlib.util, pathlib, sys, time
+spec = importlib.util.spec_from_file_location("lock", sys.argv[2])  # without importing torch
+module = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(module)
+with module.lock(pathlib.Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)
 """
@@ -20,7 +22,9 @@ with lock(Path(sys.argv[1])):
 
 def test_second_process_is_refused_and_a_killed_one_leaves_nothing(tmp_path):
     other = subprocess.Popen(
-        [sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", HOLD, str(tmp_path), lock_module.__file__],
+        stdout=subprocess.PIPE,
+        text=True,
     )
     try:
         assert other.stdout is not None

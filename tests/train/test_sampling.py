@@ -46,14 +46,14 @@ def test_draws_follow_the_distribution():
     generator = torch.Generator().manual_seed(0)
     logits = torch.tensor([0.1, 0.6, 0.3]).log()
     counts = torch.zeros(3)
-    for _ in range(4000):
+    for _ in range(1000):
         counts[draw(logits, 1.0, None, generator)] += 1
-    # standard error at most sqrt(0.25 / 4000) = 0.008
-    assert (counts / 4000).tolist() == pytest.approx([0.1, 0.6, 0.3], abs=0.03)
+    # standard error at most sqrt(0.25 / 1000) = 0.016
+    assert (counts / 1000).tolist() == pytest.approx([0.1, 0.6, 0.3], abs=0.05)
     sharper = torch.zeros(3)
-    for _ in range(4000):
+    for _ in range(1000):
         sharper[draw(logits, 0.5, 2, generator)] += 1
-    assert (sharper / 4000).tolist() == pytest.approx([0, 0.8, 0.2], abs=0.03)
+    assert (sharper / 1000).tolist() == pytest.approx([0, 0.8, 0.2], abs=0.05)
     assert draw(logits, 1e-30, None, generator) == 1
 
 
