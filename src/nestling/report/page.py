@@ -70,8 +70,7 @@ def render(results: Results) -> str:
         (
             "levels",
             "The levels",
-            "Every part that holds something over time, the fastest first. "
-            f"{_step(results)}",
+            f"Every part that holds something over time, the fastest first. {_step(results)}",
             sections.level_table(results),
         ),
         ("texts", "The texts", "Real text; the end of each is held out.", sections.texts(results)),

@@ -76,12 +76,12 @@ def _matrix_table(
     table: Sequence[Sequence[float]], rows: Sequence[str], columns: Sequence[str]
 ) -> str:
     def cell(i: int, j: int, value: float) -> str:
-        kind = "n own" if i == j + 1 else "n"
-        return f'<td class="{kind}">{"" if math.isnan(value) else f"{value:.3f}"}</td>'
+        if math.isnan(value):
+            return ""
+        return f"<b>{value:.3f}</b>" if i == j + 1 else f"{value:.3f}"
 
     body = [
-        f'<th scope="row">{escape(rows[i])}</th>'
-        + "".join(cell(i, j, v) for j, v in enumerate(row))
+        [escape(rows[i]), *(cell(i, j, value) for j, value in enumerate(row))]
         for i, row in enumerate(table)
     ]
     return _table(["bits per byte", *columns], body, numeric=range(1, len(columns) + 1))
@@ -252,31 +252,27 @@ def _updates(results: Results) -> str:
     said = []
     for model in results.models:
         parts = [
-            f"{'every step' if period == '1' else f'period {int(period):,}'}: {count:,.0f} times"
+            f"{'every step' if period == '1' else f'period {int(period):,}'} ({count:,.0f} times)"
             for (owner, period), count in totals.items()
             if owner == model
         ]
-        said.append(f"{escape(title_of(results, model))} moved its weights of " + ", ".join(parts))
-    return f'<p class="note">{". ".join(said)}.</p>'
+        said.append(f"{escape(title_of(results, model))}: {', '.join(parts)}")
+    return f'<p class="note">How often the optimizer moved weights. {". ".join(said)}.</p>'
 
 
 def level_table(results: Results) -> str:
     """Every component of the first model, fastest first; the others folded away."""
     parts = []
+    heads = ["component", "level", "period", "memory", "rule", "learns from", "numbers held"]
     for index, model in enumerate(results.models):
-        lines = merged(row for row in results.table if row.model == model)
-        if not lines:
+        body = []
+        for line in merged(row for row in results.table if row.model == model):
+            row, times = line.row, f" &times; {line.count}" if line.count > 1 else ""
+            texts = [line.period, row.memory, row.rule, row.context_flow, f"{row.parameters:,}"]
+            body.append([escape(row.name) + times, str(row.number), *map(escape, texts)])
+        if not body:
             continue
-        body = [
-            f'<td class="n">{line.row.number}</td><td>{line.period}</td>'
-            f'<th scope="row">{escape(line.row.name)}'
-            f"{f' &times; {line.count}' if line.count > 1 else ''}</th>"
-            f"<td>{escape(line.row.memory)}</td><td>{escape(line.row.rule)}</td>"
-            f'<td>{escape(line.row.context_flow)}</td><td class="n">{line.row.parameters:,}</td>'
-            for line in lines
-        ]
-        heads = ["level", "period", "component", "memory", "rule", "learns from", "numbers held"]
-        table = _table(heads, body, numeric=(0, 6))
+        table = _table(heads, body, numeric=(1, 6), stack=True)
         title = escape(title_of(results, model))
         parts.append(
             f"<h3>{title}</h3>{table}"
@@ -289,12 +285,16 @@ def level_table(results: Results) -> str:
 def texts(results: Results) -> str:
     """What was learned."""
     body = [
-        f'<th scope="row">{escape(domain["name"])}</th><td>{escape(domain["title"])}</td>'
-        f'<td class="n">{domain["train_bytes"]:,}</td>'
-        f'<td class="n">{domain["held_out_bytes"]:,}</td>'
+        [
+            escape(domain["name"]),
+            escape(domain["title"]),
+            f"{domain['train_bytes']:,}",
+            f"{domain['held_out_bytes']:,}",
+        ]
         for domain in results.run["domains"]
     ]
-    return _table(["domain", "text", "bytes to train on", "held out"], body, numeric=(2, 3))
+    heads = ["domain", "text", "bytes to train on", "held out"]
+    return _table(heads, body, numeric=(2, 3), stack=True)
 
 
 def setup(results: Results) -> str:
@@ -307,11 +307,10 @@ def setup(results: Results) -> str:
     rows += [
         (name, _plain(run[name]))
         for name in ("seed", "started", "seconds", "nestling", "commit", "torch", "python",
-                     "system", "processor", "threads")
+                     "system", "processor")
         if run.get(name) is not None
     ]  # fmt: skip
-    body = [f'<th scope="row">{escape(k)}</th><td class="n">{escape(v)}</td>' for k, v in rows]
-    table = _table(["", "value"], body, numeric=(1,))
+    table = _table(["", "value"], [[escape(k), escape(v)] for k, v in rows], numeric=(1,))
     return f"<details><summary>All settings</summary>{table}</details>"
 
 
@@ -334,13 +333,36 @@ def _figure(svg: str, alt: str, *, heading: str = "", note: str = "") -> str:
     return f"<figure>{head}{labelled}{foot}</figure>"
 
 
-def _table(heads: Sequence[str], rows: Sequence[str], *, numeric: Sequence[int] | range) -> str:
+def _table(
+    heads: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    *,
+    numeric: Sequence[int] | range,
+    stack: bool = False,
+) -> str:
+    """A table of HTML cells; the first of each row is its header.
+
+    Args:
+        heads: plain text.
+        rows: HTML.
+        numeric: columns set to the right.
+        stack: on a narrow screen, put the cells of a row below each other instead of scrolling.
+    """
+
+    def cell(i: int, content: str) -> str:
+        kind = ' class="n"' if i in numeric else ""
+        if i == 0:
+            return f'<th scope="row"{kind}>{content}</th>'
+        return f'<td{kind} data-head="{escape(heads[i], quote=True)}">{content}</td>'
+
     head = "".join(
         f'<th scope="col"{" class=n" if i in numeric else ""}>{escape(text)}</th>'
         for i, text in enumerate(heads)
     )
-    body = "".join(f"<tr>{row}</tr>" for row in rows)
+    body = "".join(
+        f"<tr>{''.join(cell(i, content) for i, content in enumerate(row))}</tr>" for row in rows
+    )
     return (
-        f'<div class="scroll" tabindex="0"><table><thead><tr>{head}</tr></thead>'
-        f"<tbody>{body}</tbody></table></div>"
+        f'<div class="scroll" tabindex="0"><table{" class=stack" if stack else ""}><thead><tr>'
+        f"{head}</tr></thead><tbody>{body}</tbody></table></div>"
     )
