@@ -49,6 +49,22 @@ def test_signal_saves_and_the_resumed_run_is_the_uninterrupted_one(tmp_path, nam
     assert len(losses(tmp_path / "whole")) == 12
 
 
+def test_second_signal_acts_at_once_and_handlers_are_put_back(tmp_path):
+    before = {name: signal.getsignal(name) for name in (signal.SIGTERM, signal.SIGINT)}
+    go(config(steps=1), tmp_path / "undisturbed")
+    assert {name: signal.getsignal(name) for name in before} == before
+
+    def stop(step):
+        if step.step == 2:
+            os.kill(os.getpid(), signal.SIGINT)
+            os.kill(os.getpid(), signal.SIGINT)
+
+    with pytest.raises(KeyboardInterrupt):
+        go(config(steps=9, save_every=1), tmp_path / "impatient", on_step=stop)
+    assert latest(tmp_path / "impatient") == tmp_path / "impatient" / "step-00000001"
+    assert {name: signal.getsignal(name) for name in before} == before
+
+
 def test_crash_loses_only_what_came_after_the_checkpoint(tmp_path):
     settings = config(steps=12, save_every=4)
     whole = go(settings, tmp_path / "whole")
