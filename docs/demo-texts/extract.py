@@ -11,8 +11,8 @@ library of the interpreter that runs this script. Every text is cut at a line en
 
 from __future__ import annotations
 
+import gzip
 import json
-import lzma
 import random
 import re
 import struct
@@ -112,8 +112,8 @@ def main(sources: Path, out: Path) -> None:
     for extract, folder in folders.items():
         data = extract(sources / folder).encode("utf-8")
         data = data[: data.rfind(b"\n", 0, LIMIT) + 1] if len(data) > LIMIT else data
-        packed = lzma.compress(data, preset=9 | lzma.PRESET_EXTREME)
-        (out / f"{extract.__name__}.txt.xz").write_bytes(packed)
+        packed = gzip.compress(data, compresslevel=9, mtime=0)
+        (out / f"{extract.__name__}.txt.gz").write_bytes(packed)
         print(f"{extract.__name__:8s} {len(data):8,d} bytes, packed {len(packed):8,d}")
 
 

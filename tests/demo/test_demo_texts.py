@@ -18,7 +18,7 @@ TEXTS = shipped()
 
 def test_what_is_shipped_fits_and_suffices():
     folder = resources.files("nestling.demo.texts")
-    packed = {p.name: len(p.read_bytes()) for p in folder.iterdir() if p.name.endswith(".xz")}
+    packed = {p.name: len(p.read_bytes()) for p in folder.iterdir() if p.name.endswith(".gz")}
     assert len(packed) == len(TITLES) == 5
     assert sum(packed.values()) <= 3_000_000
     for name, text in TEXTS:
@@ -32,7 +32,7 @@ def test_what_is_shipped_fits_and_suffices():
 
 def test_sources_name_every_file_and_its_rights():
     sources = (resources.files("nestling.demo.texts") / "SOURCES.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| `(\w+)\.txt\.xz` \|.*\| (.+) \|$", sources, flags=re.M)
+    rows = re.findall(r"^\| `(\w+)\.txt\.gz` \|.*\| (.+) \|$", sources, flags=re.M)
     assert {name for name, _ in rows} == set(TITLES)
     for name, rights in rows:
         assert re.search("public domain|MIT|PSF-2.0|Unicode licence", rights), name

@@ -6,7 +6,7 @@ no measured byte was ever trained on. ``SOURCES.md`` beside this file names orig
 
 from __future__ import annotations
 
-import lzma
+import gzip
 from collections.abc import Sequence
 from dataclasses import dataclass
 from importlib import resources
@@ -51,7 +51,7 @@ def shipped() -> list[tuple[str, str]]:
     """
     folder = resources.files(__name__)
     return [
-        (name, lzma.decompress((folder / f"{name}.txt.xz").read_bytes()).decode("utf-8"))
+        (name, gzip.decompress((folder / f"{name}.txt.gz").read_bytes()).decode("utf-8"))
         for name in TITLES
     ]
 
