@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import pytest
 import torch
@@ -47,6 +48,10 @@ MEMORIES = ("linear", "mlp", "deep_mlp")
 
 each_engine = pytest.mark.parametrize("engine", ENGINES)
 each_rule = pytest.mark.parametrize("rule", RULES)
+each_case = pytest.mark.parametrize(
+    ("memory", "rule"),
+    [*product(MEMORIES[:2], RULES), ("deep_mlp", "dgd"), ("deep_mlp", "own_values")],
+)
 each_memory = pytest.mark.parametrize("memory", MEMORIES)
 
 

@@ -33,6 +33,7 @@ from .problem import (
     value_and_gradients,
 )
 from .rules import (
+    each_case,
     each_engine,
     each_memory,
     each_rule,
@@ -44,8 +45,7 @@ from .rules import (
 
 
 @each_engine
-@each_rule
-@each_memory
+@each_case
 def test_cut_at_any_token(memory, rule, engine):
     """Every single cut, and one token at a time."""
     problem = problem_of(memory, rule)
@@ -55,8 +55,7 @@ def test_cut_at_any_token(memory, rule, engine):
 
 
 @each_engine
-@each_rule
-@each_memory
+@each_case
 def test_gradient_crosses_a_cut(memory, rule, engine):
     """At a chunk's edge, and several times inside of chunks."""
     problem = problem_of(memory, rule)
@@ -67,8 +66,7 @@ def test_gradient_crosses_a_cut(memory, rule, engine):
             assert_same(found, expected, what=f"cut {cuts}")
 
 
-@each_rule
-@each_memory
+@each_case
 def test_engines_exchange_states(memory, rule):
     """What one engine leaves in the middle of a chunk, the other goes on with."""
     problem = problem_of(memory, rule)
@@ -101,8 +99,7 @@ def test_state_survives_flatten(rule, engine):
 
 
 @each_engine
-@each_rule
-@each_memory
+@each_case
 def test_causality(memory, rule, engine):
     """Exchanging the tokens from t on leaves every read before t as it was."""
     problem = problem_of(memory, rule)
@@ -121,8 +118,7 @@ def test_causality(memory, rule, engine):
 
 
 @each_engine
-@each_rule
-@each_memory
+@each_case
 def test_rows_and_heads_are_independent(memory, rule, engine):
     """Each row and each head alone gives what it gives in company."""
     problem = problem_of(memory, rule, batch=3)
@@ -139,8 +135,7 @@ def test_rows_and_heads_are_independent(memory, rule, engine):
 
 
 @each_engine
-@each_rule
-@each_memory
+@each_case
 def test_nothing_is_written_in_place(memory, rule, engine):
     """Inputs keep their numbers and their version, and so does a state in mid-chunk."""
     problem = padded(memory, rule, "middle", "right")
@@ -191,7 +186,7 @@ def test_every_input_matters(memory, engine):
             assert bool((per_token > 0).all()), f"{name}: {per_token}"
 
 
-@each_memory
+@pytest.mark.parametrize("memory", ["linear", "mlp"])
 @pytest.mark.parametrize("rule", ["dgd", "mapped"])
 @each_engine
 def test_recomputation_is_invisible(memory, rule, engine):
@@ -213,8 +208,7 @@ def test_recomputation_is_invisible(memory, rule, engine):
 
 
 @each_engine
-@each_rule
-@each_memory
+@each_case
 def test_reads_at_the_anchor(memory, rule, engine):
     """The literal NL Eq. 90: every query of a chunk reads the weights at the chunk's start."""
     problem, held = problem_of(memory, rule), memory_named(memory)
@@ -269,8 +263,7 @@ def test_absent_state_is_zero(memory, engine):
 
 
 @each_engine
-@each_rule
-@each_memory
+@each_case
 def test_writing_without_reading(memory, rule, engine):
     """No queries: no reads, and the same state."""
     problem = problem_of(memory, rule)

@@ -25,9 +25,9 @@ from .problem import (
     value_and_gradients,
 )
 from .rules import (
+    each_case,
     each_engine,
     each_memory,
-    each_rule,
     judge,
     problem_of,
 )
@@ -123,8 +123,7 @@ def worst_float32_errors(problem: Problem) -> list[float]:
     return worst
 
 
-@each_memory
-@each_rule
+@each_case
 def test_float32(memory, rule):
     """Over several chunks the closed form rounds no worse than the token loop does."""
     problem = problem_of(memory, rule, length=50, chunk_size=16)

@@ -15,16 +15,15 @@ from .problem import (
     value_and_gradients,
 )
 from .rules import (
+    each_case,
     each_engine,
     each_memory,
-    each_rule,
     judge,
     padded,
 )
 
 
-@each_rule
-@each_memory
+@each_case
 def test_padding_does_not_exist(memory, rule):
     """Rows with padding anywhere equal the reference, which drops the masked tokens."""
     pairs = [("left", "right"), ("middle", "chunk_edges"), ("almost_all", "all")]
@@ -62,8 +61,7 @@ def test_clock_counts_written_tokens(memory, engine):
 
 
 @each_engine
-@each_rule
-@each_memory
+@each_case
 def test_padded_stream_cut_at_any_token(memory, rule, engine):
     """Rows whose chunks are open at different places go on as if never cut."""
     problem = padded(memory, rule, "middle", "chunk_edges")
@@ -76,8 +74,7 @@ def test_padded_stream_cut_at_any_token(memory, rule, engine):
 
 
 @each_engine
-@each_rule
-@each_memory
+@each_case
 def test_poison_in_padding_stays_there(memory, rule, engine):
     """NaN and infinity in every masked entry: same answers, same gradients, none for the poison."""
     problem = padded(memory, rule, "middle", "left")
