@@ -192,13 +192,14 @@ def with_lr(lr: float) -> DemoBudget:
 def test_a_killed_run_leaves_what_it_measured(tmp_path):
     code = (
         "import sys; sys.path[:0] = [sys.argv[2]]\n"
-        "from pathlib import Path; from nestling.demo import run_demo; import test_demo_run as t\n"
+        "from pathlib import Path; from nestling.demo import run_demo\n"
+        "import demo.test_demo_run as t\n"
         "budget = t.DemoBudget(**{**vars(t.BUDGET), 'steps': 10**6})\n"
         "run_demo(t.TEXTS, out=Path(sys.argv[1]), budget=budget)\n"
     )
     path = tmp_path / "results.jsonl"
     child = subprocess.Popen(
-        [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parent)],
+        [sys.executable, "-c", code, str(tmp_path), str(Path(__file__).parents[1])],
         env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"},
     )
     try:

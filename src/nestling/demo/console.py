@@ -51,7 +51,12 @@ def main(
         f"{total:,} bytes each, in {budget.steps * len(named):,} steps; {MINUTES[budget]} for the "
         "five texts that come with it."
     )
-    results = run_demo(named, out=out, budget=budget, seed=seed, progress=Progress(console))
+    try:
+        results = run_demo(named, out=out, budget=budget, seed=seed, progress=Progress(console))
+    except KeyboardInterrupt:
+        if (out / REPORT).exists():
+            console.print(f"Stopped. What was measured until now: {out / REPORT}")
+        raise
     show(results, console)
     console.print(f"\nReport: [bold]{out / REPORT}[/]   all numbers: {out / RESULTS}")
     return results
