@@ -32,9 +32,6 @@ from nestling.memory.rule import LearningRule
 from nestling.memory.state import GatedTokens, map_tensors
 from nestling.shapes import Float, Tensor
 
-TINY = {torch.float32: 1e-37, torch.float64: 1e-300}
-"""Added inside the logarithm: a gate of exactly 0 keeps its value and its gradient."""
-
 
 @dataclass(frozen=True)
 class Products:
@@ -50,12 +47,16 @@ class Products:
 
 
 def products(gate: Float[Tensor, "... C"]) -> Products:
-    """Sums of logs, subtracted before exp, masked before exp."""
-    log = (gate + TINY[gate.dtype]).log().cumsum(-1)
+    """Products of the gates themselves, one column of ``D`` for every start.
+
+    A difference of summed logarithms would be cheaper for long chunks, but it loses digits after
+    every small gate and its gradient fails at a gate of exactly 0.
+    """
     length = gate.shape[-1]
-    above = torch.ones(length, length, dtype=torch.bool, device=gate.device).triu(1)
-    difference = (log[..., :, None] - log[..., None, :]).masked_fill(above, float("-inf"))
-    return Products(log.exp(), difference.exp())
+    after = torch.ones(length, length, dtype=torch.bool, device=gate.device).tril(-1)
+    one = torch.ones((), dtype=gate.dtype, device=gate.device)
+    between = torch.where(after, gate[..., :, None], one).cumprod(-2).tril()
+    return Products(gate.cumprod(-1), between)
 
 
 def down(x: Tensor, first: float, *, axis: int) -> Tensor:

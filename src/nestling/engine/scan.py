@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from typing import Literal
 
@@ -68,9 +69,13 @@ def scan(
     """
     if engine not in ENGINES:
         raise ValueError(f"engine: expected one of {sorted(ENGINES)}, got {engine!r}")
+    if reads not in ("exact", "anchor"):
+        raise ValueError(f"reads: expected 'exact' or 'anchor', got {reads!r}")
+    if recompute < 0:
+        raise ValueError(f"recompute: expected 0 or more chunks, got {recompute}")
     if not memory.parametric:
         check_softmax(rule, state, tokens, chunk_size)
-        return _attend(memory, state, tokens, engine)
+        return _attend(memory, state, _without_padding(tokens), engine)
     state, fed = check(memory, rule, state, tokens, chunk_size)
     layout = plan(
         state.position, tokens.mask, batch=state.batch, length=fed.length, chunk_size=chunk_size
@@ -172,6 +177,19 @@ def _spread(layout: Layout, tokens: GatedTokens) -> GatedTokens:
         beta=layout.spread(tokens.beta, axis=-1, fill=1.0),
         mask=valid.to(tokens.k.device),
     )
+
+
+def _without_padding(tokens: Tokens) -> Tokens:
+    """Zeros where padded: a score of minus infinity does not silence a value that is NaN."""
+    if tokens.mask is None:
+        return tokens
+    real = tokens.mask[:, None, :, None].to(tokens.k.device)
+
+    def blank(x: Tensor) -> Tensor:
+        return torch.where(real, x, torch.zeros((), dtype=x.dtype, device=x.device))
+
+    q = None if tokens.q is None else blank(tokens.q)
+    return dataclasses.replace(tokens, k=blank(tokens.k), v=blank(tokens.v), q=q)
 
 
 def _attend(

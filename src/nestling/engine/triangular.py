@@ -8,8 +8,8 @@ The inverse is built from diagonal blocks that double in size,
 so that everything is a batched matrix product, where a library's triangular solver takes the
 batch one system after the other. Blocks of four start it, ``(I - N)(I + N^2)``, exact because N is
 strictly lower triangular. For DGD every block of the inverse is bounded (it is a product of
-transitions that do not expand), which is what keeps this accurate: measured more accurate than
-substitution for repeated keys at eta = 2.
+transitions that do not expand), which is what keeps this accurate; larger blocks to start with
+would cancel catastrophically for repeated keys at eta = 2 (docs/derivations/chunk.md).
 """
 
 from __future__ import annotations

@@ -25,6 +25,7 @@ def check(
     B, H, T, K = tokens.k.shape
     expected = memory.shapes(K, tokens.v.shape[-1])
     state = _check_state(state, expected, (B, H), rule)
+    _check_clock(state, chunk_size)
     dtype = next(iter(state.weights.values())).dtype
     device = next(iter(state.weights.values())).device
     if tokens.eta is None:
@@ -150,6 +151,19 @@ def _check_state(state: MemoryState, expected, rows, rule: LearningRule) -> Memo
         initial=cast.get("initial"),
         position=position,
     )
+
+
+def _check_clock(state: MemoryState, chunk_size: int) -> None:
+    if state.position is None:
+        return
+    low, high = int(state.position.min()), int(state.position.max())
+    if low < 0 or high >= chunk_size:
+        raise ValueError(
+            f"state.position: expected 0 to {chunk_size - 1} (chunk_size {chunk_size}), got "
+            f"{low if low < 0 else high}; an open chunk must be finished at the size it began with"
+        )
+    if high > 0 and state.anchor is None:
+        raise ValueError(f"state.anchor: needed in an open chunk (position {high}), got None")
 
 
 def _cast(name: str, tensor: Tensor, shape, dtype: torch.dtype, device: torch.device) -> Tensor:
