@@ -111,6 +111,7 @@ def test_the_numbers_stand_on_the_page(text):
     assert "Hope ends ahead of Transformer++" in words
     assert "Hope is better by 0.50" in words.replace("  ", " ")
     assert "of equal size (1,000 parameters)" in words
+    assert "another seed moves it too, by an unknown amount" in words
     # The whole matrix as a table, the domain's own phase marked.
     rows = re.findall(r'<th scope="row">after ([^<]+)</th>(.*?)</tr>', text)
     own = re.findall(r"<b>([\d.]+)<", "".join(cells for _, cells in rows))

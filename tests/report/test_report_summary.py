@@ -83,6 +83,13 @@ def test_reading_on_is_said_from_the_numbers(write):
     )
 
 
+def test_what_another_seed_could_do_counts(write):
+    run = {**RUN, "seed_spread": {"Final average": 0.3, "Forgetting": 0.1}}
+    final, forgetting, learned = compare(read_results(write(run=run)))
+    assert final.error == pytest.approx(math.sqrt(0.01**2 + 2 * 0.3**2))
+    assert [c.ahead for c in (final, forgetting, learned)] == [None, "hope", "transformer"]
+
+
 def test_an_unfinished_run_has_no_winner(write):
     results = read_results(write(keep=3 + 8 + 15))
     assert results.phases_done() == 1

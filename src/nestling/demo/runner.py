@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from nestling.data import TextStream
-from nestling.demo.budget import DEFAULT, DemoBudget
+from nestling.demo.budget import DEFAULT, SEED_SPREAD, DemoBudget
 from nestling.demo.learner import Learner, build_learners
 from nestling.demo.machine import describe_machine
 from nestling.demo.measure import byte_ids, losses, mean, reading, sequences, written
@@ -260,6 +260,7 @@ def _describe(
             for learner in learners
         ],
         "budget": dataclasses.asdict(budget),
+        "seed_spread": SEED_SPREAD,
         "seed": seed,
         **describe_machine(),
     }

@@ -10,7 +10,7 @@ from nestling.report.figures import COLOURS, SHADE, Curve, bars, curves, heat_ma
 from nestling.report.level_table import merged
 from nestling.report.results import Measurement, Results
 from nestling.report.summary import Comparison, reading_sentence, sentences, title_of
-from nestling.report.words import CAVEATS, GLOSSARY
+from nestling.report.words import ERRORS, GLOSSARY, ONE_SEED, SMALL
 
 BEFORE = "before"
 AVERAGE = "average of all"
@@ -43,7 +43,8 @@ def _card(results: Results, comparison: Comparison) -> str:
 def outcome(results: Results, comparisons: Sequence[Comparison]) -> str:
     """The sentences, and what to keep in mind."""
     points = "".join(f"<li>{escape(text)}</li>" for text in sentences(results, list(comparisons)))
-    caveats = " ".join(CAVEATS)
+    known = ERRORS[1] if results.run.get("seed_spread") else ERRORS[2]
+    caveats = f"{ONE_SEED} {ERRORS[0]}{known} {SMALL}"
     return f'<ul>{points}</ul><p class="note">{escape(caveats)}</p>' if points else ""
 
 

@@ -1,7 +1,9 @@
 """The numbers and sentences of a comparison: computed both ways, whoever comes out ahead.
 
 Nothing here knows which model it would like to win. A difference smaller than twice its standard
-error over the held-out sequences is called level.
+error is called level. That error has two parts, added as squares: how far the number would move
+with other held-out text, known from the sequences of the run itself, and how far with another
+seed, which a single run cannot know: the run brings it along, measured once (``seed_spread``).
 """
 
 from __future__ import annotations
@@ -27,7 +29,7 @@ class Comparison:
         name: of the number.
         meaning: in one line, for someone new to it.
         values: model name to number.
-        error: standard error of the difference, from the held-out sequences.
+        error: standard error of the difference.
     """
 
     name: str
@@ -91,12 +93,13 @@ def compare(results: Results) -> list[Comparison]:
             _error(results, diagonal) / n,
         ),
     ]
+    spread = results.run.get("seed_spread", {})
     return [
         Comparison(
             name=name,
             meaning=meaning,
             values={model: number(R) for model, R in matrices.items()},
-            error=error,
+            error=math.hypot(error, math.sqrt(2) * spread.get(name, 0.0)),
         )
         for name, meaning, number, error in numbers
         if n > 1 or number is not forgetting

@@ -67,9 +67,11 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
     ),
 )
 
-CAVEATS = (
-    "One run with one seed. The standard errors only say how far the numbers would move with other "
-    "held-out text; another seed moves them too.",
-    "Small models, few steps: this shows how the two behave, not how good either can get.",
+ONE_SEED = "One run with one seed."
+ERRORS = (
+    "The standard errors say how far a difference would move with other held-out text",
+    " and, as measured on the default run, with other seeds.",
+    "; another seed moves it too, by an unknown amount.",
 )
+SMALL = "Small models, few steps: this shows how the two behave, not how good either can get."
 """What every reader must be told before believing a difference."""
