@@ -23,6 +23,7 @@ def cli(monkeypatch, capsys, tmp_path):
     """Runs a command in an empty folder: (exit code, standard output, standard error)."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("COLUMNS", "200")
+    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")  # set by main() too: put back after the test
     threads = torch.get_num_threads()
 
     def run(*arguments: str) -> tuple[int, str, str]:
