@@ -87,4 +87,4 @@ SHORT = DemoBudget(
 
 SEED_SPREAD = {"Final average": 0.2, "Forgetting": 0.2, "Just learned": 0.06}
 """Standard deviation over seeds of the closing numbers of the default run, in bits per byte:
-five seeds of the Transformer++, four of Hope."""
+five seeds of the Transformer++, three of Hope."""

@@ -16,7 +16,7 @@ from nestling.demo.texts import read_texts, shipped
 from nestling.report import Results, compare
 from nestling.report.summary import headline, title_of
 
-MINUTES = {DEFAULT: "about 4 minutes on 2 cores", SHORT: "under a minute"}
+MINUTES = {DEFAULT: "3 to 5 minutes on 2 cores", SHORT: "under a minute"}
 """Measured on AMD EPYC with torch 2.13, one thread."""
 
 

@@ -137,8 +137,9 @@ def headline(results: Results, comparisons: list[Comparison]) -> str:
     if final.ahead is None:
         return (
             f"{first} and {second} end level: {a:.2f} and {b:.2f} bits per byte on average over "
-            f"all {len(results.domains)} domains."
-        )
+            f"all {len(results.domains)} domains, no more apart than chance allows. "
+            f"{_why(results, comparisons)}"
+        ).strip()
     winner = title_of(results, final.ahead)
     loser = second if winner == first else first
     low, high = sorted((a, b))
