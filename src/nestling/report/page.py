@@ -9,7 +9,7 @@ from pathlib import Path
 
 from nestling.report import sections
 from nestling.report.results import Results
-from nestling.report.summary import compare, headline, title_of
+from nestling.report.summary import Comparison, compare, headline, title_of
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine", "ten")
 
@@ -34,50 +34,7 @@ def render(results: Results) -> str:
     title = f"Learning {count} texts, one after the other" if n != 1 else "Learning one text"
     style = (resources.files("nestling.report") / "page.css").read_text(encoding="utf-8")
     names = [escape(title_of(results, model)) for model in results.models]
-    length = results.run.get("budget", {}).get("length", 0)
-    reading = sections.reading_on(results)
-    parts = [
-        ("outcome", "What came out", "", sections.outcome(results, comparisons)),
-        (
-            "matrix",
-            "What is known after each phase",
-            "Bits per byte on the held-out part of every domain. Read a column downwards: the "
-            "number falls when the domain is learned (framed) and rises when it is forgotten. Both "
-            "maps share one scale; light is good.",
-            sections.matrices(results),
-        ),
-        (
-            "stream",
-            "Over the stream",
-            "The same, measured on a smaller sample while training goes on. One panel per domain.",
-            sections.stream(results),
-        ),
-        (
-            "reading",
-            "Reading on",
-            "After everything was learned, long held-out passages are read in one go, with the "
-            "state carried along and the weights held still. A falling line is a model that adapts "
-            f"to the text in front of it. Training sequences were {length:,} bytes long: positions "
-            "beyond that are new to a Transformer.",
-            reading,
-        ),
-        (
-            "writes",
-            "How much each memory and level wrote",
-            "0 means that it never changed and might as well not be there.",
-            sections.writes(results),
-        ),
-        (
-            "levels",
-            "The levels",
-            f"Every part that holds something over time, the fastest first. {_step(results)}",
-            sections.level_table(results),
-        ),
-        ("texts", "The texts", "Real text; the end of each is held out.", sections.texts(results)),
-        ("glossary", "Words on this page", "", sections.glossary()),
-        ("again", "Do it again", "", _again(results) + sections.setup(results)),
-    ]
-    shown = [part for part in parts if part[3]]
+    shown = [part for part in _parts(results, comparisons) if part[3]]
     body = "".join(
         f'<section id="{name}"><h2>{head}</h2>{f"<p>{text}</p>" if text else ""}{content}</section>'
         for name, head, text, content in shown
@@ -114,6 +71,52 @@ order. Which of them still knows the first text in the end?</p>
 </body>
 </html>
 """
+
+
+def _parts(results: Results, comparisons: list[Comparison]) -> list[tuple[str, str, str, str]]:
+    """Id, heading, introduction and content of every section, in order."""
+    length = results.run.get("budget", {}).get("length", 0)
+    return [
+        ("outcome", "What came out", "", sections.outcome(results, comparisons)),
+        (
+            "matrix",
+            "What is known after each phase",
+            "Bits per byte on the held-out part of every domain. Read a column downwards: the "
+            "number falls when the domain is learned (framed) and rises when it is forgotten. Both "
+            "maps share one scale; light is good.",
+            sections.matrices(results),
+        ),
+        (
+            "stream",
+            "Over the stream",
+            "The same, measured on a smaller sample while training goes on. One panel per domain.",
+            sections.stream(results),
+        ),
+        (
+            "reading",
+            "Reading on",
+            "After everything was learned, long held-out passages are read in one go, with the "
+            "state carried along and the weights held still. A falling line is a model that adapts "
+            f"to the text in front of it. Training sequences were {length:,} bytes long: positions "
+            "beyond that are new to a Transformer.",
+            sections.reading_on(results),
+        ),
+        (
+            "writes",
+            "How much each memory and level wrote",
+            "0 means that it never changed and might as well not be there.",
+            sections.writes(results),
+        ),
+        (
+            "levels",
+            "The levels",
+            f"Every part that holds something over time, the fastest first. {_step(results)}",
+            sections.level_table(results),
+        ),
+        ("texts", "The texts", "Real text; the end of each is held out.", sections.texts(results)),
+        ("glossary", "Words on this page", "", sections.glossary()),
+        ("again", "Do it again", "", _again(results) + sections.setup(results)),
+    ]
 
 
 def _step(results: Results) -> str:
