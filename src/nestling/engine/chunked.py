@@ -25,6 +25,7 @@ from functools import partial
 import torch
 
 from nestling.engine.carry import Carry, choose, matrix, one_of
+from nestling.engine.erase import erase_and_write
 from nestling.engine.layout import Segment
 from nestling.engine.triangular import solve_unit_lower
 from nestling.memory.linear import Surprise
@@ -122,7 +123,7 @@ class Path:
     """All states M_1 .. M_C of one matrix inside a chunk, without forming any of them.
 
     ``M_t = A_t M + a_t S + sum_{s<=t} key_s^T (c[t,s] u_s + D[t,s] w_s)  [+ M_0]``; where ``u``
-    is None everything is in ``w``.
+    is None everything is in ``w``. ``after`` is ``M_C`` where it is known already.
     """
 
     gates: Gates
@@ -132,6 +133,7 @@ class Path:
     M: Tensor
     S: Tensor | None
     initial: Tensor | None
+    after: Tensor | None = None
 
     def read(self, x: Float[Tensor, "... C I"]) -> Float[Tensor, "... C O"]:
         """Row t of ``x`` through ``M_t``."""
@@ -153,6 +155,8 @@ class Path:
 
     def last(self) -> Float[Tensor, "... I O"]:
         """``M_C``, the state after the chunk."""
+        if self.after is not None:
+            return self.after
         gates = self.gates
         M, moved = self.M, None
         if self.u is not None:
@@ -191,6 +195,13 @@ def path(
         return Path(gates, key, u, None, offset, S, initial)
 
     held = held if anchored else key @ M
+    if S is None and initial is None and u is not None:
+        kept, share = gates.decay.total[..., -1, None, None], gates.decay.between[..., -1, :, None]
+        w, after = erase_and_write(
+            key, error, held, M,
+            step=gates.step, recall=gates.recall, erase=gates.erase, share=share, kept=kept,
+        )  # fmt: skip
+        return Path(gates, key, None, w, M, None, None, after)
     if initial is None:
         recalled = gates.recall * held
     else:
