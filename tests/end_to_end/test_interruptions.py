@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import subprocess
 import sys
@@ -39,26 +38,56 @@ def cli(monkeypatch, capsys):
     torch.set_num_threads(threads)
 
 
-def started(*arguments: object) -> subprocess.Popen[str]:
-    """A process of its own, as a user would start it without installing anything."""
-    return subprocess.Popen(
-        [sys.executable, "-m", "nestling", *map(str, arguments)],
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        env={**os.environ, "PYTHONPATH": SOURCE},
-        text=True,
-    )
+PAUSED = """
+import os, signal, sys
+from nestling.cli import main
+from nestling.train import Run
+
+before, step = int(sys.argv.pop(1)), Run.step
+
+def paused(run):
+    if run.steps + 1 == before:
+        os.kill(os.getpid(), signal.SIGSTOP)
+    return step(run)
+
+Run.step = paused
+main()
+"""
 
 
-def read_until(process: subprocess.Popen[str], step: int) -> list[str]:
-    """Lines up to that of ``step``: they have to come while the process is running."""
+@pytest.fixture
+def paused_before():
+    """Starts a process that comes to a halt before a step, holding its directory."""
+    running: list[subprocess.Popen[str]] = []
+
+    def start(step: int, *arguments: object) -> subprocess.Popen[str]:
+        process = subprocess.Popen(
+            [sys.executable, "-c", PAUSED, str(step), *map(str, arguments)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            env={**os.environ, "PYTHONPATH": SOURCE},
+            text=True,
+        )
+        running.append(process)
+        _, status = os.waitpid(process.pid, os.WUNTRACED)
+        assert os.WIFSTOPPED(status), "it ended instead"
+        return process
+
+    yield start
+    for process in running:
+        process.kill()
+        process.wait()
+
+
+def lines_until(process: subprocess.Popen[str], step: int) -> str:
+    """What it has said so far: lines have to come while the process is running."""
     assert process.stdout is not None
-    lines = []
+    said = ""
     for line in process.stdout:
-        lines.append(line)
+        said += line
         if line.split()[:2] == ["step", f"{step}/40"]:
-            return lines
-    raise AssertionError(f"step {step} never came: {lines}, {process.stderr.read()}")
+            return said
+    raise AssertionError(f"step {step} never came: {said}")
 
 
 def rows(directory: Path) -> list[tuple]:
@@ -68,13 +97,12 @@ def rows(directory: Path) -> list[tuple]:
     return [tuple(str(row.get(name)) for name in names) for row in found]
 
 
-def test_killed_stopped_and_resumed_run_is_the_undisturbed_one(tmp_path, cli):
+def test_killed_stopped_and_resumed_run_is_the_undisturbed_one(tmp_path, cli, paused_before):
     book, cut, whole = tmp_path / "book.txt", tmp_path / "cut", tmp_path / "whole"
     book.write_text("the cat sat on the mat, and the hen sat on the cat. " * 40)
 
-    first = started("train", book, "--out", cut, *OPTIONS)
-    read_until(first, 8)
-    first.send_signal(signal.SIGSTOP)  # so that it holds its directory while another one comes
+    first = paused_before(9, "train", book, "--out", cut, *OPTIONS)
+    assert lines_until(first, 8).count("bits/byte") == 8
     code, _, told = cli("train", "--out", cut, "--resume", "--threads", "1")
     assert code == 2
     assert told.count("\n") == 1
@@ -83,18 +111,18 @@ def test_killed_stopped_and_resumed_run_is_the_undisturbed_one(tmp_path, cli):
     first.communicate()
     assert first.returncode == -signal.SIGKILL
 
-    second = started("train", "--out", cut, "--resume", "--threads", "1")
-    assert "resumed at step " in "".join(read_until(second, 20))
+    second = paused_before(21, "train", "--out", cut, "--resume", "--threads", "1")
+    assert "resumed at step 6 of 40" in lines_until(second, 20)
     second.send_signal(signal.SIGTERM)
+    second.send_signal(signal.SIGCONT)
     out, err = second.communicate(timeout=100)
     assert (second.returncode, err) == (0, "")
-    stopped = re.search(r"SIGTERM: saved and stopped at step (\d+)\n", out)
-    assert stopped is not None
+    assert "SIGTERM: saved and stopped at step 21\n" in out
     assert f"to go on: nestling train --out {cut} --resume" in out
 
     code, out, _ = cli("train", "--out", cut, "--resume", "--threads", "1")
     assert code == 0
-    assert f"resumed at step {stopped.group(1)} of 40" in out
+    assert "resumed at step 21 of 40" in out
 
     assert cli("train", book, "--out", whole, *OPTIONS)[0] == 0
     assert rows(cut) == rows(whole)
