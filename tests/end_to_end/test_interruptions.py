@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 import torch
 
+import nestling
 from nestling.cli import main
 
 SOURCE = str(Path(__file__).parents[2] / "src")
@@ -40,6 +41,7 @@ def cli(monkeypatch, capsys):
 
 PAUSED = """
 import os, signal, sys
+import nestling
 from nestling.cli import main
 from nestling.train import Run
 
@@ -130,3 +132,14 @@ def test_killed_stopped_and_resumed_run_is_the_undisturbed_one(tmp_path, cli, pa
     for name in ("model.safetensors", "optimizer.safetensors"):
         last = [run / "step-00000040" / name for run in (cut, whole)]
         assert last[0].read_bytes() == last[1].read_bytes()
+
+
+def test_module_runs_from_a_source_tree():
+    done = subprocess.run(
+        [sys.executable, "-m", "nestling", "--version"],
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    assert done.stdout == f"nestling {nestling.__version__}\n"
