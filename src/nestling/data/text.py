@@ -86,11 +86,6 @@ class TextStream:
         self.batches = 0
         self._fingerprint: str | None = None
 
-    @property
-    def tokens_per_batch(self) -> int:
-        """Tokens predicted by one batch."""
-        return self.batch * self.length
-
     def next(self) -> tuple[Int[Tensor, "B T"], Int[Tensor, "B T"]]:
         """The next batch: inputs and targets, int64, the targets one token further on."""
         n, size = self.batches, len(self.ids)

@@ -268,29 +268,20 @@ class SelfModifyingTitans(nn.Module):
         H, rule = self.heads, self.config.rule.name
         size = sum(i * o for i, o in self.memory.shapes(self.head_size, self.head_size).values())
         copies = 2 if self.config.rule.has_momentum_state else 1
+        memory = Component(
+            name=f"{name}.memory",
+            level=Level(1),
+            memory=f"{self.memory.name} x {H} heads",
+            rule=rule,
+            context_flow="tokens, keys and values of its generators",
+            parameters=copies * size * H,
+            after=tuple(f"{name}.{box}" for box in self.generators),
+        )
         made = [
-            Component(
-                name=f"{name}.{box}",
-                level=Level(1),
-                memory=f"{self.memory.name} x {H} heads",
-                rule=rule,
-                context_flow="tokens, own values",
-                parameters=copies * size * H,
-            )
-            for box in self.generators
+            dataclasses.replace(memory, name=box, context_flow="tokens, own values", after=())
+            for box in memory.after
         ]
-        return [
-            *made,
-            Component(
-                name=f"{name}.memory",
-                level=Level(1),
-                memory=f"{self.memory.name} x {H} heads",
-                rule=rule,
-                context_flow="tokens, keys and values of its generators",
-                parameters=copies * size * H,
-                after=tuple(item.name for item in made),
-            ),
-        ]
+        return [*made, memory]
 
     def liveness(self, before: SelfModifyingState, after: SelfModifyingState) -> dict[str, float]:
         """``|M_after - M_before| / |M_before|`` of every memory; 0 is dead."""
