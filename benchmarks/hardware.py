@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import datetime
+import json
 import os
 import platform
 import re
 import subprocess
 import time
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import torch
+
+RESULTS = Path(__file__).parent / "results"
 
 
 def processor() -> str:
@@ -59,3 +63,11 @@ def matmul_gflops(size: int = 1536) -> float:
         a @ b
         best = max(best, 2 * size**3 / (time.perf_counter() - start) / 1e9)
     return best
+
+
+def keep(suite: str, where: Mapping[str, object], rows: Sequence[Mapping[str, object]]) -> Path:
+    """Write the rows into ``benchmarks/results``, named by hardware, suite and commit."""
+    name = re.sub(r"\W+", "-", f"{where['processor']}-{where['cores']}c").strip("-").lower()
+    path = RESULTS / f"{name}-{suite}-{where['commit']}.json"
+    path.write_text(json.dumps({"where": where, "rows": rows}, indent=1) + "\n")
+    return path

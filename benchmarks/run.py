@@ -7,15 +7,11 @@ from __future__ import annotations
 
 import argparse
 import json
-import re
 from collections.abc import Iterator
-from pathlib import Path
 
 import torch
 
 from benchmarks import hardware, layer, memory
-
-RESULTS = Path(__file__).parent / "results"
 
 
 def rows(suite: str, quick: bool, pairs: int) -> Iterator[dict[str, object]]:
@@ -59,10 +55,7 @@ def main() -> None:
         found.append(row)
         print(line(row), flush=True)
     if options.save:
-        name = re.sub(r"\W+", "-", f"{where['processor']}-{where['cores']}c").strip("-").lower()
-        path = RESULTS / f"{name}-{options.suite}-{where['commit']}.json"
-        path.write_text(json.dumps({"where": where, "rows": found}, indent=1) + "\n")
-        print(f"kept in {path}")
+        print(f"kept in {hardware.keep(options.suite, where, found)}")
 
 
 if __name__ == "__main__":
