@@ -39,9 +39,9 @@ from nestling.models import (
     parameter_count,
 )
 from nestling.optim import NonFiniteError
+from nestling.storage.lock import lock
 from nestling.train import Output, TrainConfig, latest, read_metrics, train
 from nestling.train.config import CADENCE
-from nestling.train.lock import lock
 from nestling.train.progress import clock
 
 POSITIONS = ((0, 128), (128, 512), (512, 1024), (1024, 2048))

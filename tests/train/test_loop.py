@@ -263,7 +263,7 @@ def test_tokenizer_is_kept_with_the_checkpoint_and_counts_bytes(tmp_path):
 def test_full_disk_ends_the_run_and_keeps_what_was_saved(tmp_path, monkeypatch):
     import errno
 
-    from nestling.train import checkpoint
+    from nestling.storage import checkpoint
 
     settings = config(steps=12, save_every=3)
 

@@ -233,7 +233,7 @@ def test_stream_must_be_the_one_of_the_config():
 
 def test_config_is_stored_so_that_the_model_can_be_rebuilt(tmp_path):
     from nestling.models import LanguageModel, ModelConfig
-    from nestling.train.weights import load_weights
+    from nestling.storage.weights import load_weights
 
     run = new_run(config())
     run.step()

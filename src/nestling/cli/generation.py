@@ -10,8 +10,9 @@ from pathlib import Path
 import torch
 
 from nestling.cli.device import choose_device
-from nestling.data import Decoder, Tokenizer, read_documents
-from nestling.train import load_model, sample
+from nestling.data import Tokenizer, read_documents
+from nestling.models.sampling import sample, write_text
+from nestling.storage import load_model
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,17 +43,14 @@ def generate_text(checkpoint: Path, request: Request) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A model may write any character; a terminal that cannot show it should not end this.
         sys.stdout.reconfigure(errors="replace")
-    sys.stdout.write(prompt)
-    sys.stdout.flush()
-    decoder, written = Decoder(tokenizer), 0
-    while written < request.size:
-        token = next(tokens)
-        written += max(1, tokenizer.count_bytes(torch.tensor([token])))
-        piece = decoder.push(token)
-        if piece:
-            sys.stdout.write(piece)
-            sys.stdout.flush()
-    sys.stdout.write(decoder.flush() + "\n")
+    write_now(prompt)
+    write_text(tokens, tokenizer, request.size, write_now)
+    write_now("\n")
+
+
+def write_now(text: str) -> None:
+    """Text to standard output, visible at once."""
+    sys.stdout.write(text)
     sys.stdout.flush()
 
 

@@ -15,8 +15,8 @@ from nestling.levels import Component, level_numbers
 from nestling.models import LanguageModel, ModelConfig
 from nestling.models.presets import MIXERS
 from nestling.optim import LevelwiseOptimizer, adamw
+from nestling.storage.checkpoint import read_manifest, resolve
 from nestling.train import TrainConfig
-from nestling.train.checkpoint import read_manifest, resolve
 from nestling.train.run import by_level
 from nestling.train.system import system as nested_system
 

@@ -24,8 +24,8 @@ from nestling.data import (
     tokenizer_from_json,
 )
 from nestling.models import LanguageModel, ModelConfig
+from nestling.storage.checkpoint import read_model
 from nestling.train import Checkpoint, CheckpointError, Output, TrainConfig, latest, train
-from nestling.train.checkpoint import read_model
 
 MOST_HELD_OUT = 1 << 17
 """Tokens: a measurement on more would take longer than it is worth."""

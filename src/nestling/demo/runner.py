@@ -26,7 +26,7 @@ from nestling.demo.progress import Progress
 from nestling.demo.texts import Domain, shipped, split
 from nestling.report import Measurement, Results, ResultsWriter, read_results, write_report
 from nestling.shapes import Tensor
-from nestling.train.lock import lock
+from nestling.storage.lock import lock
 
 RESULTS, REPORT = "results.jsonl", "report.html"
 

@@ -1,13 +1,13 @@
 """Training: the loop, its checkpoints, its learning rate."""
 
-from nestling.train.checkpoint import Checkpoint, CheckpointError, latest, read, write
+from nestling.models.sampling import sample
+from nestling.storage.checkpoint import Checkpoint, CheckpointError, latest, read, write
+from nestling.storage.load import load_model
 from nestling.train.config import TrainConfig
-from nestling.train.load import load_model
 from nestling.train.loop import Output, Result, train
 from nestling.train.measure import evaluate
 from nestling.train.metrics import read_metrics
 from nestling.train.run import Run, Step
-from nestling.train.sampling import sample
 from nestling.train.schedule import warmup_cosine
 
 __all__ = [

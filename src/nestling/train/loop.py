@@ -8,10 +8,8 @@ checkpoint kept. A kill at any moment costs the steps since the last checkpoint 
 
 from __future__ import annotations
 
-import signal
-import threading
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -24,12 +22,14 @@ from nestling.memory import flatten
 from nestling.models import LanguageModel
 from nestling.optim import NonFiniteError
 from nestling.shapes import Tensor
-from nestling.train.checkpoint import Checkpoint, latest, read, sweep, write
+from nestling.storage.checkpoint import Checkpoint, latest, read, write
+from nestling.storage.durable import sweep
+from nestling.storage.lock import lock
 from nestling.train.config import TrainConfig
-from nestling.train.lock import lock
 from nestling.train.metrics import MetricsFile
 from nestling.train.progress import Reporter
 from nestling.train.run import Run, Step
+from nestling.train.signals import stop_signals
 
 
 @dataclass(kw_only=True)
@@ -114,7 +114,7 @@ def train(
             sweep(output.directory)
         loop = _Loop(run, tokenizer, held_out, output, on_step)
         loop.start()
-        with _signals(active=output.directory is not None) as received:
+        with stop_signals(active=output.directory is not None) as received:
             loop.go(stack, received)
     return loop.result
 
@@ -260,26 +260,3 @@ def _resumed(checkpoint: Checkpoint, run: Run) -> list[str]:
             "sums may differ in their last bits"
         )
     return told
-
-
-@contextmanager
-def _signals(*, active: bool) -> Iterator[list[str]]:
-    """Collect the names of signals that ask to stop; a second one acts at once."""
-    received: list[str] = []
-    previous: dict[int, Any] = {}
-    if active and threading.current_thread() is threading.main_thread():
-
-        def note(number: int, frame: Any) -> None:
-            received.append(signal.Signals(number).name)
-            for other, handler in previous.items():
-                signal.signal(other, handler)
-
-        for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-            # A signal that the caller ignores (nohup, a background job) stays ignored.
-            if signal.getsignal(number) is not signal.SIG_IGN:
-                previous[number] = signal.signal(number, note)
-    try:
-        yield received
-    finally:
-        for number, handler in previous.items():
-            signal.signal(number, handler)

@@ -22,11 +22,11 @@ from nestling.models import LanguageModel
 from nestling.optim import LevelwiseOptimizer, NonFiniteError, adamw
 from nestling.optim.levelwise import Make
 from nestling.shapes import Tensor
-from nestling.train.checkpoint import Checkpoint, CheckpointError
+from nestling.storage.checkpoint import Checkpoint, CheckpointError
+from nestling.storage.weights import load_weights, random_state, set_random_state, weights
 from nestling.train.config import TrainConfig
 from nestling.train.measure import evaluate, first_non_finite, peak_memory
 from nestling.train.schedule import warmup_cosine
-from nestling.train.weights import load_weights, random_state, set_random_state, weights
 
 
 @dataclass(frozen=True, kw_only=True)

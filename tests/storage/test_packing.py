@@ -5,7 +5,7 @@ import json
 import pytest
 import torch
 
-from nestling.train.packing import pack, unpack, unshared
+from nestling.storage.packing import pack, unpack, unshared
 
 
 def test_round_trip_through_json():

@@ -12,12 +12,9 @@ JSON: reading a checkpoint never runs code from it.
 
 from __future__ import annotations
 
-import errno
 import hashlib
 import json
-import os
 import re
-import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -28,7 +25,8 @@ from safetensors.torch import load_file, save_file
 
 import nestling
 from nestling.shapes import Tensor
-from nestling.train.packing import pack, unpack, unshared
+from nestling.storage.durable import appearing, cause, remove, replace, seal, sync
+from nestling.storage.packing import pack, unpack, unshared
 
 FORMAT = "nestling-checkpoint"
 SCHEMA = 1
@@ -36,8 +34,6 @@ MANIFEST = "checkpoint.json"
 POINTER = "latest"
 TENSOR_FILES = ("model.safetensors", "optimizer.safetensors", "state.safetensors")
 _NAME = re.compile(r"step-(\d{8,})")
-_HIDDEN = (".saving-", ".removing-")
-_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up"}
 
 
 class CheckpointError(ValueError):
@@ -79,32 +75,27 @@ def write(root: str | Path, checkpoint: Checkpoint, *, keep: int | None = None) 
     """
     root = Path(root)
     name = f"step-{checkpoint.step:08d}"
-    hidden = root / f".saving-{name}-{os.getpid()}"
     final = root / name
     if final.exists():
         raise CheckpointError(f"{final}: exists already")
     try:
         root.mkdir(parents=True, exist_ok=True)
-        shutil.rmtree(hidden, ignore_errors=True)
-        hidden.mkdir()
-        _fill(hidden, checkpoint)
-        _sync(hidden)
-        os.rename(hidden, final)
+        with appearing(final) as hidden:
+            _fill(hidden, checkpoint)
     except (OSError, SafetensorError) as error:
-        shutil.rmtree(hidden, ignore_errors=True)
         newest = latest(root)
         intact = f"{newest.name} is intact" if newest else "no earlier checkpoint was there"
         raise CheckpointError(
-            f"{root}: step {checkpoint.step} could not be saved: {_cause(error)}; {intact}"
+            f"{root}: step {checkpoint.step} could not be saved: {cause(error)}; {intact}"
         ) from error
     try:
-        _sync(root)
-        _point(root, name)
+        sync(root)
+        replace(root / POINTER, f"{name}\n".encode())
         for old in steps(root)[: -max(1, keep)] if keep is not None else []:
-            _remove(old)
+            remove(old)
     except OSError as error:
         raise CheckpointError(
-            f"{final}: is saved, but the run's directory could not be put in order: {_cause(error)}"
+            f"{final}: is saved, but the run's directory could not be put in order: {cause(error)}"
         ) from error
     return final
 
@@ -221,16 +212,6 @@ def steps(root: Path) -> list[Path]:
     return sorted(found, key=lambda entry: int(entry.name.removeprefix("step-")))
 
 
-def sweep(root: Path) -> None:
-    """Remove what killed saves left behind. Call it while holding the run's lock."""
-    for entry in root.iterdir():
-        if entry.name.startswith(_HIDDEN):
-            if entry.is_dir():
-                shutil.rmtree(entry, ignore_errors=True)
-            else:
-                entry.unlink(missing_ok=True)
-
-
 def _fill(folder: Path, checkpoint: Checkpoint) -> None:
     optimizer: dict[str, Tensor] = {}
     state: dict[str, Tensor] = {}
@@ -247,46 +228,12 @@ def _fill(folder: Path, checkpoint: Checkpoint) -> None:
     }
     for name, tensors in zip(TENSOR_FILES, (checkpoint.model, optimizer, state), strict=True):
         save_file(unshared(tensors), folder / name, metadata={"format": "pt"})
-        manifest["files"][name] = _seal(folder / name)
+        manifest["files"][name] = seal(folder / name)
     for name, text in checkpoint.attachments.items():
         (folder / name).write_text(text, encoding="utf-8")
-        manifest["files"][name] = _seal(folder / name)
+        manifest["files"][name] = seal(folder / name)
     (folder / MANIFEST).write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-    _seal(folder / MANIFEST)
-
-
-def _seal(file: Path) -> dict[str, Any]:
-    """Flush a file to the disk and say what it holds."""
-    # safetensors writes files that only their owner may read; the umask has decided otherwise.
-    file.chmod(file.parent.stat().st_mode & 0o666)
-    with file.open("rb") as handle:
-        os.fsync(handle.fileno())
-        digest = hashlib.file_digest(handle, "sha256").hexdigest()
-        return {"bytes": handle.tell(), "sha256": digest}
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-
-
-def _point(root: Path, name: str) -> None:
-    new = root / f".saving-{POINTER}"
-    new.write_text(name + "\n", encoding="utf-8")
-    _seal(new)
-    os.replace(new, root / POINTER)
-    _sync(root)
-
-
-def _remove(old: Path) -> None:
-    # Hidden first: a removal that is killed half-way must not leave a broken step-* behind.
-    hidden = old.parent / f".removing-{old.name}"
-    shutil.rmtree(hidden, ignore_errors=True)
-    os.rename(old, hidden)
-    shutil.rmtree(hidden, ignore_errors=True)
+    seal(folder / MANIFEST)
 
 
 def _verify(path: Path, name: str, expected: Mapping[str, Any]) -> None:
@@ -311,11 +258,3 @@ def _before(path: Path) -> str:
     if not earlier:
         return ""
     return f"; the one before is {earlier[-1].name}: remove {path.name} to go on from there"
-
-
-def _cause(error: Exception) -> str:
-    code = getattr(error, "errno", None)
-    found = re.search(r"os error (\d+)", str(error))  # how safetensors reports them
-    if code is None and found:
-        code = int(found.group(1))
-    return _FULL.get(code or 0) or (os.strerror(code) if code else str(error))

@@ -6,8 +6,8 @@ import sys
 
 import pytest
 
-import nestling.train.lock as lock_module
-from nestling.train.lock import lock
+import nestling.storage.lock as lock_module
+from nestling.storage.lock import lock
 
 HOLD = """
 import importlib.util, pathlib, sys, time

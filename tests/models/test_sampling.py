@@ -5,10 +5,14 @@ from itertools import islice
 
 import pytest
 import torch
-from small_runs import model
 
-from nestling.train import sampling
-from nestling.train.sampling import draw, sample
+from nestling.models import build, sampling
+from nestling.models.sampling import draw, sample
+
+
+def model(preset: str):
+    torch.manual_seed(0)
+    return build(preset, width=16, heads=2, layers=1, hidden=16)
 
 
 @pytest.mark.parametrize("preset", ["hope", "transformer"])

@@ -9,11 +9,12 @@ Nothing is ever read again, so time and memory per token do not grow with what h
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
-from nestling.models import LanguageModel
+from nestling.data import Decoder, Tokenizer
+from nestling.models.language_model import LanguageModel
 from nestling.shapes import Float, Tensor
 
 PIECE = 1024
@@ -49,29 +50,64 @@ def sample(
     """
     if prompt.ndim != 1 or prompt.numel() == 0:
         raise ValueError(f"prompt: expected at least one id, one axis, got {tuple(prompt.shape)}")
-    if not (temperature >= 0 and math.isfinite(temperature)):
-        raise ValueError(f"temperature: expected a number >= 0, got {temperature}")
-    if top_k is not None and top_k < 1:
-        raise ValueError(f"top_k: expected a whole number >= 1, got {top_k}")
-    return _tokens(model, prompt, temperature, top_k, torch.Generator().manual_seed(seed))
+    return _tokens(model, prompt, chooser(temperature=temperature, top_k=top_k, seed=seed))
 
 
 @torch.no_grad()
-def _tokens(
-    model: LanguageModel,
-    prompt: Tensor,
-    temperature: float,
-    top_k: int | None,
-    generator: torch.Generator,
-) -> Iterator[int]:
+def _tokens(model: LanguageModel, prompt: Tensor, choose: Callable[[Tensor], int]) -> Iterator[int]:
     device = next(model.parameters()).device
     state = None
     for piece in prompt.long().to(device)[None].split(PIECE, dim=1):
         logits, state = model(piece, state)
     while True:
-        token = draw(logits[0, -1].float().cpu(), temperature, top_k, generator)
+        token = choose(logits[0, -1])
         yield token
         logits, state = model(torch.tensor([[token]], device=device), state)
+
+
+def chooser(
+    *, temperature: float = 0.8, top_k: int | None = None, seed: int = 0
+) -> Callable[[Tensor], int]:
+    """How the next token is taken from its logits ``(V,)``, call after call.
+
+    Args:
+        temperature: 0 always takes the likeliest token.
+        top_k: only the so many likeliest tokens are drawn from; ``None``: all.
+        seed: of the draws.
+
+    Raises:
+        ValueError: naming the argument.
+
+    >>> chooser(temperature=0.0)(torch.tensor([0.1, 0.7, 0.2]))
+    1
+    """
+    if not (temperature >= 0 and math.isfinite(temperature)):
+        raise ValueError(f"temperature: expected a number >= 0, got {temperature}")
+    if top_k is not None and top_k < 1:
+        raise ValueError(f"top_k: expected a whole number >= 1, got {top_k}")
+    generator = torch.Generator().manual_seed(seed)
+    return lambda logits: draw(logits.float().cpu(), temperature, top_k, generator)
+
+
+def write_text(
+    tokens: Iterator[int], tokenizer: Tokenizer, size: int, write: Callable[[str], object]
+) -> None:
+    """Take tokens until they stand for ``size`` bytes, and write their text as it gets complete.
+
+    >>> from nestling.data import ByteTokenizer
+    >>> pieces = []
+    >>> write_text(iter("née".encode()), ByteTokenizer(), 4, pieces.append)
+    >>> pieces
+    ['n', 'é', 'e']
+    """
+    decoder, written = Decoder(tokenizer), 0
+    while written < size:
+        token = next(tokens)
+        written += max(1, tokenizer.count_bytes(torch.tensor([token])))
+        if piece := decoder.push(token):
+            write(piece)
+    if rest := decoder.flush():
+        write(rest)
 
 
 def draw(

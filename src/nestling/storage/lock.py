@@ -1,4 +1,4 @@
-"""One process per run directory: a lock that the system drops with the process that holds it."""
+"""One process per directory: a lock that the system drops with the process that holds it."""
 
 from __future__ import annotations
 
@@ -12,21 +12,27 @@ LOCK_NAME = ".lock"
 
 
 @contextmanager
-def lock(directory: Path) -> Iterator[None]:
+def lock(directory: Path, *, what: str = "run") -> Iterator[None]:
     """Hold ``directory`` for this process; the file itself stays.
 
     The lock belongs to the open file and not to its existence, so a process that was killed
     leaves nothing that would have to be cleaned up.
 
+    Args:
+        directory: it must exist.
+        what: is in it, for the message.
+
     Raises:
         ValueError: if another process holds it, naming the process.
     """
-    handle = os.open(directory / LOCK_NAME, os.O_RDWR | os.O_CREAT, 0o644)
+    # Not through a link: the file is overwritten, and it must be the one in this directory.
+    flags = os.O_RDWR | os.O_CREAT | getattr(os, "O_NOFOLLOW", 0)
+    handle = os.open(directory / LOCK_NAME, flags, 0o644)
     try:
         if not _try_lock(handle):
             holder = os.pread(handle, 200, 0).decode("utf-8", errors="replace").strip()
             raise ValueError(
-                f"{directory}: another process is writing this run ({holder or 'unknown'}); "
+                f"{directory}: another process is writing this {what} ({holder or 'unknown'}); "
                 "wait for it, stop it, or choose another directory"
             )
         os.ftruncate(handle, 0)

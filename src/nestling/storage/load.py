@@ -8,8 +8,8 @@ import torch
 
 from nestling.data import Tokenizer, tokenizer_from_json
 from nestling.models import LanguageModel, ModelConfig
-from nestling.train.checkpoint import CheckpointError, read_model, resolve
-from nestling.train.weights import load_weights
+from nestling.storage.checkpoint import CheckpointError, read_model, resolve
+from nestling.storage.weights import load_weights
 
 
 def load_model(

@@ -12,8 +12,8 @@ import pytest
 import torch
 from example_checkpoints import assert_whole, example
 
-from nestling.train import CheckpointError, latest, read, write
-from nestling.train.checkpoint import MANIFEST, TENSOR_FILES, steps
+from nestling.storage import CheckpointError, latest, read, write
+from nestling.storage.checkpoint import MANIFEST, TENSOR_FILES, steps
 
 SCRIPT = Path(__file__).with_name("example_checkpoints.py")
 
@@ -222,7 +222,7 @@ def test_latest_of_nothing_is_none(tmp_path):
 
 
 def test_models_with_tied_weights_are_saved_once(tmp_path):
-    from nestling.train.weights import load_weights, weights
+    from nestling.storage.weights import load_weights, weights
 
     class Tied(torch.nn.Module):
         def __init__(self, seed: int) -> None:

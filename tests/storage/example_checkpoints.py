@@ -17,8 +17,9 @@ from pathlib import Path
 
 import torch
 
-from nestling.train import Checkpoint, CheckpointError, read, write
-from nestling.train.checkpoint import steps, sweep
+from nestling.storage import Checkpoint, CheckpointError, read, write
+from nestling.storage.checkpoint import steps
+from nestling.storage.durable import sweep
 
 
 def example(step: int, size: int = 8) -> Checkpoint:
