@@ -1,4 +1,4 @@
-"""The command line: train, generate, inspect, demo.
+"""The command line: train, generate, inspect, demo, session.
 
 Options that are not given are left to the library's defaults, or on ``--resume`` to the run that
 goes on. An error is one line on standard error and exit code 2; Ctrl-C ends with 130, after saving.
@@ -14,6 +14,7 @@ from typing import Annotated
 import typer
 
 import nestling
+from nestling.cli.session import app as session_app
 
 # torch takes seconds to import: every command imports what it needs when it runs.
 Option = typer.Option
@@ -24,6 +25,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
     help="Nested Learning: sequence models that keep learning.",
 )
+app.add_typer(session_app, name="session")
 
 
 def main() -> None:
