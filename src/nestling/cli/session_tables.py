@@ -93,9 +93,9 @@ def print_difference(a: str, b: str | None, *, checkpoint: Path | None, device: 
         f"to {other} save {other_save.number}, position {other_save.position:,}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
-    grid = _table("memory", "moved>", "size")
+    grid = _table("memory", "moved>")
     for movement in compare(reader.model, before.state, after.state):
-        grid.add_row(escape(movement.name), *_moved(movement))
+        grid.add_row(escape(movement.name), _moved(movement))
     console.print(grid)
 
 
@@ -107,12 +107,9 @@ def size(count: int) -> str:
     """
     if count < 1024:
         return f"{count} B"
-    value, unit = float(count), ""
-    for unit in ("KiB", "MiB", "GiB", "TiB"):
-        value /= 1024
-        if value < 1024:
-            break
-    return f"{value:.1f} {unit}"
+    units = ("B", "KiB", "MiB", "GiB", "TiB")
+    step = min((count.bit_length() - 1) // 10, len(units) - 1)
+    return f"{count / 1024**step:.1f} {units[step]}"
 
 
 def _chosen(what: str, back: int) -> tuple[Path, int, Save]:
@@ -168,11 +165,11 @@ def _saves(saves: Sequence[Save]) -> Table:
     return grid
 
 
-def _moved(movement: Movement) -> tuple[str, str]:
-    if movement.bytes is not None:
+def _moved(movement: Movement) -> str:
+    if movement.moved is None and movement.bytes is not None:
         before, after = movement.bytes
-        return "", f"{before:,} -> {after:,} bytes"
-    return ("0" if movement.moved == 0 else f"{movement.moved:.4f}"), "the same"
+        return f"from {before:,} to {after:,} bytes"
+    return "0" if not movement.moved else f"{movement.moved:.4f}"
 
 
 def _growth(parts: Sequence[Part]) -> str:

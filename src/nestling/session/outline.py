@@ -95,6 +95,8 @@ class Outline:
             if axes:
                 one, two = (t.numel() * t.element_size() for t in self.seen[path][-2:])
                 grows = two - one
+            if not size and not grows:  # a layer without what other layers carry
+                continue
             old = found.get((block, name))
             fastest, slowest = periods(owner, components)
             found[block, name] = Part(
