@@ -27,42 +27,20 @@ import torch
 from nestling.engine.carry import Carry, choose, matrix, one_of
 from nestling.engine.erase import erase_and_write
 from nestling.engine.layout import Segment
+from nestling.engine.products import Products, products
 from nestling.engine.triangular import solve_unit_lower
+from nestling.engine.two_layer import two_layer_chunk
 from nestling.memory.linear import Surprise
-from nestling.memory.rule import LearningRule
+from nestling.memory.mlp import MLPMemory
+from nestling.memory.objective import L2
+from nestling.memory.rule import Delta, LearningRule
 from nestling.memory.state import GatedTokens, map_tensors
 from nestling.shapes import Float, Tensor
 
 
-@dataclass(frozen=True)
-class Products:
-    """Cumulative products of a gate inside a chunk.
-
-    Attributes:
-        total: ``A_t``, ``(..., C)``.
-        between: ``D[t, s] = A_t / A_s`` for ``s <= t``, else 0, ``(..., C, C)``.
-    """
-
-    total: Tensor
-    between: Tensor
-
-
-def products(gate: Float[Tensor, "... C"]) -> Products:
-    """Products of the gates themselves, one column of ``D`` for every start.
-
-    A difference of summed logarithms would be cheaper for long chunks, but it loses digits after
-    every small gate and its gradient fails at a gate of exactly 0.
-    """
-    length = gate.shape[-1]
-    after = torch.ones(length, length, dtype=torch.bool, device=gate.device).tril(-1)
-    one = torch.ones((), dtype=gate.dtype, device=gate.device)
-    between = torch.where(after, gate[..., :, None], one).cumprod(-2).tril()
-    return Products(gate.cumprod(-1), between)
-
-
-def down(x: Tensor, first: float, *, axis: int) -> Tensor:
-    """The values at t - 1: shift ``axis`` down by one and put ``first`` in front."""
-    head = torch.full_like(x.narrow(axis, 0, 1), first)
+def down(x: Tensor, *, axis: int) -> Tensor:
+    """The values at t - 1: shift ``axis`` down by one behind zeros."""
+    head = torch.zeros_like(x.narrow(axis, 0, 1))
     return torch.cat([head, x.narrow(axis, 0, x.shape[axis] - 1)], dim=axis)
 
 
@@ -111,10 +89,10 @@ class Gates:
             momentum=momentum,
             a=a,
             c=c,
-            recall=down(decay.total, 1.0, axis=-1)[..., None],
-            erase=eta * down(decay.between, 0.0, axis=-2),
-            a_before=None if a is None else down(a, 0.0, axis=-1)[..., None],
-            c_before=None if a is None else down(c, 0.0, axis=-2),
+            recall=decay.total_before[..., None],
+            erase=eta * decay.between_before,
+            a_before=None if a is None else down(a, axis=-1)[..., None],
+            c_before=None if a is None else down(c, axis=-2),
         )
 
 
@@ -231,6 +209,8 @@ def chunked(
     reader: int | None = None,
 ) -> tuple[Tensor | None, Carry]:
     """Run the tokens of one segment at once."""
+    if reads == "exact" and segment.opens is True and _is_hope(memory, rule, carry, tokens, reader):
+        return _two_layer(carry, tokens, reader)
     surprises = memory.surprises(carry.anchor, tokens.k, tokens.v, rule)
     gates = Gates.of(rule, tokens)
     paths = {
@@ -261,6 +241,44 @@ def chunked(
         paths = {name: item.of(reader) for name, item in paths.items()}
     y = _read(memory, rule, segment, tokens.q, paths, moved, (reads, reader))
     return y, moved
+
+
+def _is_hope(memory, rule: LearningRule, carry: Carry, tokens: GatedTokens, reader) -> bool:
+    """Whether the chunk is the case that ``two_layer.py`` has as one function."""
+    alone = carry.weights[next(iter(carry.weights))].dim() == 4
+    shared = alone or tokens.k.shape[1] == tokens.v.shape[1] == tokens.alpha.shape[1] == 1
+    return (
+        isinstance(memory, MLPMemory)
+        and memory.depth == 2
+        and rule.objective == L2()
+        and rule.retention == Delta()
+        and rule.momentum is None
+        and rule.output_map is None
+        and rule.values == "self"
+        and shared
+        and (alone or reader is not None or tokens.q is None)
+    )
+
+
+def _two_layer(
+    carry: Carry, tokens: GatedTokens, reader: int | None
+) -> tuple[Tensor | None, Carry]:
+    """The chunk of memories that stand alone or in a stack, by :func:`two_layer_chunk`."""
+    weights = carry.weights
+    W, U, k, v, eta, alpha = (
+        weights["w_in"], weights["w_out"], tokens.k, tokens.v, tokens.eta, tokens.alpha
+    )  # fmt: skip
+    alone = W.dim() == 4
+    if alone:
+        W, U, eta = W[:, None], U[:, None], eta[:, None]
+    else:
+        k, v, alpha = k.squeeze(1), v.squeeze(1), alpha.squeeze(1)
+    y, W, U = two_layer_chunk(
+        k, v, tokens.q, eta, products(alpha).stretches, (W, U), 0 if reader is None else reader
+    )
+    if alone:
+        W, U = W[:, 0], U[:, 0]
+    return y, carry.moved({"w_in": W, "w_out": U}, {})
 
 
 def _momentum(gates: Gates, surprise: Surprise, S: Tensor) -> Tensor:

@@ -45,10 +45,10 @@ def inverse_unit_lower(L: Float[Tensor, "... C C"]) -> Float[Tensor, "... C C"]:
         below = below.reshape(-1, block, block)
         pairs = inverse.view(-1, 2, block, block)
         P, Q = pairs[:, 0], pairs[:, 1]
-        inverse = flat.new_zeros(P.shape[0], 2 * block, 2 * block)
-        inverse[:, :block, :block] = P
-        inverse[:, block:, block:] = Q
-        inverse[:, block:, :block] = torch.bmm(Q, torch.bmm(below, P)).neg_()
+        inverse = flat.new_zeros(P.shape[0], 2, block, 2, block)
+        inverse.diagonal(dim1=1, dim2=3).copy_(pairs.permute(0, 2, 3, 1))
+        torch.neg(torch.bmm(Q, torch.bmm(below, P)), out=inverse[:, 1, :, 0])
+        inverse = inverse.view(-1, 2 * block, 2 * block)
         block *= 2
     return inverse[:, :length, :length].reshape(L.shape)
 

@@ -28,6 +28,7 @@ from torch import nn
 from nestling.engine import Layout, plan, run, scan
 from nestling.engine.carry import Carry, matrix
 from nestling.layers.conv import ShortConvolution
+from nestling.layers.generate import generate
 from nestling.layers.inner import (
     Gate,
     initial_memory,
@@ -189,69 +190,99 @@ class SelfModifyingTitans(nn.Module):
         """Tokens of a segment: for the generators alone, and with ``memory`` behind them."""
         x, q = (layout.spread(paths[name], axis=-2) for name in ("kv", "q"))
         valid = layout.valid
+        idle = None if valid is None else ~valid.to(x.device)[:, None, :]
         if valid is None:
             valid = torch.ones(x.shape[0], x.shape[-2], dtype=torch.bool)
-        static = [(name, self._heads(self.project[name](x.transpose(1, 2).flatten(2))), -2)
-                  for name in ("k", "v") if name in self.project]  # fmt: skip
-        parts = {
-            name: torch.split(value, layout.sizes, dim=axis)
-            for name, value, axis in [
-                ("x", x, -2), ("q", q, -2), ("valid", valid.to(x.device), -1), *static
-            ]
-        }  # fmt: skip
+        whole = {"x": (x, -2), "q": (q, -2), "valid": (valid.to(x.device), -1)}
+        whole |= self._static(x, q, idle)
+        parts = {name: torch.split(value, layout.sizes, dim=axis)
+                 for name, (value, axis) in whole.items()}  # fmt: skip
+        readings = self._readings(x.dtype)
+        scale = None if self.scale is None else self.scale.to(x.dtype).sigmoid()[None, :, :, None]
+        full = None if scale is None else F.pad(scale, (0, 0, 0, 0, 0, 1), value=1.0)
 
-        def generators_only(carry: Carry | None, index: int) -> Generated:
-            return self._tokens(carry, {name: part[index] for name, part in parts.items()})
+        def tokens(carry: Carry | None, index: int, scale: Tensor | None) -> Generated:
+            part = {name: pieces[index] for name, pieces in parts.items()}
+            if carry is not None:
+                part |= self._generate(carry, part, readings, idle is not None)
+            eta, (k, v, alpha, beta) = part["eta"], (part[n] for n in ("k", "v", "alpha", "beta"))
+            own = eta
+            if scale is not None:
+                own = eta[:, None] * scale
+                k, v, alpha, beta = (value[:, None] for value in (k, v, alpha, beta))
+            return Generated(k=k, v=v, eta=own, alpha=alpha, beta=beta, mask=part["valid"],
+                             memory_eta=eta, query=part["q"])  # fmt: skip
 
         def everything(carry: Carry | None, index: int) -> Generated:
-            tokens = generators_only(carry, index)
-            eta = torch.cat([tokens.eta, tokens.memory_eta[:, None]], dim=1)
-            return dataclasses.replace(tokens, eta=eta, q=tokens.query)
+            made = tokens(carry, index, full)
+            return dataclasses.replace(made, q=made.query)
 
-        return generators_only, everything
+        return (lambda carry, index: tokens(carry, index, scale)), everything
 
-    def _tokens(self, carry: Carry | None, part: dict[str, Tensor]) -> Generated:
+    def _static(self, x: Tensor, q: Tensor, idle: Tensor | None) -> dict[str, tuple[Tensor, int]]:
+        """What no memory makes, with its time axis: for all tokens at once."""
+        found = {}
+        for name in ("k", "v"):
+            if name in self.project:
+                y = self._heads(self.project[name](x.transpose(1, 2).flatten(2)))
+                found[name] = (unit(y), -2)
+        if "q" not in self.generators:
+            found["q"] = (unit(q), -2)
+        for name in ("eta", "alpha", "beta"):
+            if name not in self.gates:
+                found[name] = (x.new_ones(x.shape[:-1]), -1)
+            elif name not in self.generators:
+                found[name] = (self._gated(name, self.gates[name](x), idle), -1)
+        return found
+
+    def _gated(self, name: str, gate: Tensor, idle: Tensor | None) -> Tensor:
+        """``eta`` in its range; padded tokens neither step nor fade."""
+        if name == "eta" and self.config.eta_max != 1.0:
+            gate = self.config.eta_max * gate
+        return gate if idle is None else gate.masked_fill(idle, 0.0 if name == "eta" else 1.0)
+
+    def _readings(self, dtype: torch.dtype) -> tuple[Tensor, Tensor] | None:
+        """Read-out vectors and biases of the generated gates; None if they are read one by one."""
+        if not isinstance(self.memory, MLPMemory) or "q" in self.generators:
+            return None
+        gates = [cast(Gate, self.gates[name]) for name in self.generators if name in self.gates]
+        if not gates:
+            return self.out.weight.new_zeros(
+                0, self.heads, self.head_size, dtype=dtype
+            ), self.out.weight.new_zeros(0, self.heads, dtype=dtype)
+        return (torch.stack([gate.read_out for gate in gates]).to(dtype),
+                torch.stack([gate.bias for gate in gates]).to(dtype))  # fmt: skip
+
+    def _generate(
+        self, carry: Carry, part: dict[str, Tensor], readings: tuple[Tensor, Tensor] | None,
+        padded: bool,
+    ) -> dict[str, Tensor]:  # fmt: skip
         """Read the generators at their anchor."""
-        valid = part["valid"]
-        made = {"k": part.get("k"), "v": part.get("v"), "q": part["q"]}
-        x = part["x"]
-        readings = {"eta": x, "alpha": x, "beta": x}
-        if carry is not None:
-            count = len(self.generators)
-            weights = {name: W.narrow(1, 0, count) for name, W in carry.anchor.items()}
+        x, names = part["x"], self.generators
+        vectors = [name for name in names if name not in self.gates]
+        idle = ~part["valid"][:, None, :] if padded else None
+        if readings is not None:
+            weights = carry.anchor["w_in"], carry.anchor["w_out"]
+            made = generate(x, weights, *readings, vectors=len(vectors))
+        else:
+            stack = {name: W.narrow(1, 0, len(names)) for name, W in carry.anchor.items()}
             inputs = x[:, None]
-            if "q" in self.generators:
-                inputs = torch.stack(
-                    [part["q"] if name == "q" else x for name in self.generators], dim=1
-                )
-            values = self.memory.read(inputs, partial(matrix, weights)).unbind(1)
-            for name, value in zip(self.generators, values, strict=True):
-                (made if name in made else readings)[name] = value
-        idle = ~valid[:, None, :]
-        eta = self.config.eta_max * self.gates["eta"](readings["eta"])
-        eta = eta.masked_fill(idle, 0.0)
-        alpha, beta = (
-            self.gates[name](readings[name]).masked_fill(idle, 1.0)
-            if name in self.gates
-            else torch.ones_like(eta)
-            for name in ("alpha", "beta")
-        )
-        k, v = unit(made["k"]), unit(made["v"])
-        own = eta
-        if self.scale is not None:
-            own = eta[:, None] * self.scale.sigmoid()[None, :, :, None]
-            k, v, alpha, beta = (value[:, None] for value in (k, v, alpha, beta))
-        return Generated(
-            k=k, v=v, eta=own, alpha=alpha, beta=beta, mask=valid,
-            memory_eta=eta, query=unit(made["q"]),
-        )  # fmt: skip
+            if "q" in names:
+                inputs = torch.stack([part["q"] if name == "q" else x for name in names], dim=1)
+            values = self.memory.read(inputs, partial(matrix, stack)).unbind(1)
+            made = [self.gates[name](value) if name in self.gates else unit(value)
+                    for name, value in zip(names, values, strict=True)]  # fmt: skip
+        return {
+            name: self._gated(name, value, idle) if name in self.gates else value
+            for name, value in zip(names, made, strict=True)
+        }
 
     def _remember(
         self, tokens: Generated, state: MemoryState, mask: Tensor | None
     ) -> tuple[Tensor, MemoryState]:
         """Write ``memory`` alone with the generated tokens and read it token by token."""
         k, v, alpha, beta = (
-            value if self.scale is None else value.select(1, 0)
+            value if self.scale is None else value.squeeze(1)
             for value in (tokens.k, tokens.v, tokens.alpha, tokens.beta)
         )
         y, state = scan(

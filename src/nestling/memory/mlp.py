@@ -17,84 +17,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from torch.autograd.function import once_differentiable
-
+from nestling.memory.hidden_map import hidden_map, hidden_map_transposed
 from nestling.memory.linear import Apply, Surprise
 from nestling.memory.rule import LearningRule
 from nestling.memory.state import Weights
 from nestling.shapes import Float, Tensor
-
-EPS = 1e-12
-"""Below every norm that occurs: ``h = g / max(|g|, EPS)``."""
-
-INVERSE_SQRT_2_PI = 0.3989422804014327
-
-
-class _HiddenMap(torch.autograd.Function):
-    """``h = g / n`` with ``g = gelu(z)``, ``n = max(|g|, EPS)``, and its derivative by hand.
-
-    ``dg = dh / n + h (dn - h . dh / n)``, in five passes over memory instead of a dozen.
-    """
-
-    @staticmethod
-    def forward(ctx, z: Tensor) -> tuple[Tensor, Tensor]:
-        g = F.gelu(z)
-        n = torch.linalg.vector_norm(g, dim=-1, keepdim=True).clamp_(min=EPS)
-        h = g.div_(n)
-        ctx.save_for_backward(z, h, n)
-        return h, n
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dh: Tensor, dn: Tensor) -> Tensor:
-        z, h, n = ctx.saved_tensors
-        along = (dn - (h * dh).sum(-1, keepdim=True) / n).masked_fill_(n <= EPS, 0.0)
-        return torch.ops.aten.gelu_backward((dh / n).addcmul_(h, along), z)
-
-
-class _HiddenMapTransposed(torch.autograd.Function):
-    """``y = gelu'(z) t``, ``t = (e - h (h . e)) / n``, and its derivative by hand.
-
-    With ``dt = gelu'(z) dy`` and ``r = h . dt``:  ``de = (dt - h r) / n``,
-    ``dh = -(dt (h . e) + e r) / n``,  ``dn = -t . dt / n``,  ``dz = dy t gelu''(z)``.
-    """
-
-    @staticmethod
-    def forward(ctx, e: Tensor, z: Tensor, h: Tensor, n: Tensor) -> Tensor:
-        s = (h * e).sum(-1, keepdim=True)
-        t = torch.addcmul(e, h, s, value=-1).div_(n)
-        ctx.save_for_backward(e, z, h, n, s)
-        return torch.ops.aten.gelu_backward(t, z)
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx, dy: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        e, z, h, n, s = ctx.saved_tensors
-        t = torch.addcmul(e, h, s, value=-1).div_(n)
-        dt = torch.ops.aten.gelu_backward(dy, z)
-        dn = -(t * dt).sum(-1, keepdim=True) / n
-        r = (h * dt).sum(-1, keepdim=True) / n
-        scaled = dt.div_(n)
-        dh = (scaled * -s).addcmul_(e, r, value=-1)
-        de = scaled.addcmul_(h, r, value=-1)
-        square = z * z
-        dz = torch.exp(square * -0.5).mul_(INVERSE_SQRT_2_PI)  # the normal density, then gelu''
-        dz.mul_(square.neg_().add_(2.0)).mul_(t).mul_(dy)
-        return de, dz, dh, dn
-
-
-def hidden_map(z: Float[Tensor, "... M"]) -> tuple[Tensor, Tensor]:
-    """``normalise(gelu(z))`` and the norm that was divided by."""
-    return _HiddenMap.apply(z)
-
-
-def hidden_map_transposed(
-    error: Float[Tensor, "... M"], z: Tensor, h: Tensor, norm: Tensor
-) -> Float[Tensor, "... M"]:
-    """The error before :func:`hidden_map`, ``gelu'(z) * (I - h h^T) error / norm``."""
-    return _HiddenMapTransposed.apply(error, z, h, norm)
 
 
 @dataclass(frozen=True)

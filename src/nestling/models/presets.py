@@ -12,7 +12,7 @@ import torch
 
 from nestling.layers import AttentionConfig, ContinuumConfig, SelfModifyingConfig
 from nestling.layers.block import MixerConfig
-from nestling.memory import L2, Decay, DotProduct, Keep, LearningRule, Momentum
+from nestling.memory import Decay, Delta, DotProduct, Keep, LearningRule, Momentum
 from nestling.models.config import ModelConfig
 from nestling.models.language_model import LanguageModel
 
@@ -33,14 +33,24 @@ MIXERS: dict[str, MixerConfig] = {
     "hope": SelfModifyingConfig(),
     "hope_attention": AttentionConfig(),
     "transformer": AttentionConfig(),
+    # A chunk's gradients are added up at its anchor: without DGD, which bounds their sum, the step
+    # sizes must, or one stretch of similar keys overshoots (32 x 1/32 = 1).
     "titans": SelfModifyingConfig(
-        adaptive=("memory",), rule=LearningRule(retention=Decay(), momentum=Momentum())
+        adaptive=("memory",),
+        rule=LearningRule(retention=Decay(), momentum=Momentum()),
+        eta_max=1 / 32,
+        eta_init=1 / 64,
     ),
+    # The delta rule, exact for every chunk size: DotProduct x Delta is L2 at the current memory.
     "deltanet": SelfModifyingConfig(
-        adaptive=("memory",), hidden=0, rule=LearningRule(), eta_max=1.0
+        adaptive=("memory",),
+        hidden=0,
+        rule=LearningRule(objective=DotProduct(), retention=Delta(decay=Keep())),
     ),
     "gated_deltanet": SelfModifyingConfig(
-        adaptive=("memory",), hidden=0, rule=LearningRule(objective=L2(), retention=Decay())
+        adaptive=("memory",),
+        hidden=0,
+        rule=LearningRule(objective=DotProduct(), retention=Delta()),
     ),
     "linear_attention": SelfModifyingConfig(
         adaptive=("memory",), hidden=0, rule=LearningRule(objective=DotProduct(), retention=Keep())

@@ -1,0 +1,185 @@
+"""The parts of ``two_layer.py``: one matrix written, one matrix read, each with its derivative.
+
+Tensors carry a batch axis Z = N B H (memories, rows, heads) in front, or B H where one memory of
+the stack is read.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+
+from nestling.memory.hidden_map import dot
+from nestling.shapes import Tensor
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Memories N, rows B, heads H, tokens C."""
+
+    N: int
+    B: int
+    H: int
+    C: int
+
+    def each(self, x: Tensor) -> Tensor:
+        """``(B, H, ...)`` for every memory of the stack, ``(Z, ...)``."""
+        return x.expand(self.N, *x.shape).reshape(-1, *x.shape[2:])
+
+    def apart(self, x: Tensor) -> Tensor:
+        """``(Z, ...)`` as ``(N, B, H, ...)``."""
+        return x.view(self.N, self.B, self.H, *x.shape[1:])
+
+    def over(self, x: Tensor) -> Tensor:
+        """Sum over the memories of the stack, ``(B, H, ...)``."""
+        return self.apart(x)[0] if self.N == 1 else self.apart(x).sum(0)
+
+    def one(self, x: Tensor, index: int) -> Tensor:
+        """The part of one memory, ``(B H, ...)``, a view."""
+        size = self.B * self.H
+        return x[index * size : (index + 1) * size]
+
+
+@dataclass(frozen=True)
+class Coefficients:
+    """What both matrices of all memories share.
+
+    Attributes:
+        eta: ``(Z, C, 1)``.
+        decay: ``D'``, ``(Z, C, C)``.
+        erase: ``eta D'``.
+        recall: ``A'``, ``(Z, C, 1)``.
+        share: last row of ``D`` as a column, ``(Z, C, 1)``.
+        kept: ``A_C``, ``(Z, 1, 1)``.
+    """
+
+    eta: Tensor
+    decay: Tensor
+    erase: Tensor
+    recall: Tensor
+    share: Tensor
+    kept: Tensor
+
+    @staticmethod
+    def of(sizes: Sizes, eta: Tensor, E: Tensor) -> Coefficients:
+        """From ``eta`` ``(Z, C, 1)`` and the products ``(B, H, C+1, C+1)``."""
+        decay = sizes.each(E[..., :-1, 1:])
+        return Coefficients(
+            eta=eta, decay=decay, erase=eta * decay, recall=sizes.each(E[..., :-1, :1]),
+            share=sizes.each(E[..., -1, 1:, None]), kept=sizes.each(E[..., -1:, :1]),
+        )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Write:
+    """One matrix of every memory: ``(I + eta D' * key key^T) w = -eta (error + A' held)``.
+
+    Attributes:
+        key: ``(Z, C, I)``.
+        error: derivative of the objective at the anchor, ``(Z, C, O)``.
+        held: ``key M``, ``(Z, C, O)``.
+        M: the anchor, ``(Z, I, O)``.
+        G: ``key key^T``, ``(Z, C, C)``.
+        inverse: of the system's matrix, ``(Z, C, C)``.
+        w: the solution, ``(Z, C, O)``.
+    """
+
+    key: Tensor
+    error: Tensor
+    held: Tensor
+    M: Tensor
+    G: Tensor
+    inverse: Tensor
+    w: Tensor
+
+    @staticmethod
+    def of(at: Coefficients, key, error, held, M, G, inverse) -> tuple[Write, Tensor]:
+        """Solve for what is written, and the matrix after the chunk."""
+        right = torch.addcmul(error, at.recall, held).mul_(-at.eta)
+        w = torch.bmm(inverse, right)
+        after = (M * at.kept).baddbmm_(key.mT, w * at.share)
+        return Write(key, error, held, M, G, inverse, w), after
+
+    def backward(self, at: Coefficients, dw: tuple[Tensor, slice] | None, dafter: Tensor):
+        """Derivatives for key, error, held, M and G, and for the :class:`Coefficients`.
+
+        ``dw`` is that of a part of the stack. Neither ``held = key M`` nor ``G = key key^T`` is
+        followed here.
+        """
+        w = self.w
+        dmoved = torch.bmm(self.key, dafter)
+        dshare = dot(dmoved, w)
+        dkept = (dafter * self.M).sum((-2, -1), keepdim=True)
+        dkey = torch.bmm(w * at.share, dafter.mT)
+        dtotal = dmoved.mul_(at.share)
+        if dw is not None:
+            dtotal[dw[1]] += dw[0]
+        # minus the derivative of the right-hand side
+        against = torch.empty_like(dtotal).baddbmm_(self.inverse.mT, dtotal, beta=0, alpha=-1)
+        dL = torch.bmm(against, w.mT)
+        dG = dL * at.erase
+        along_held = dot(against, self.held)
+        deta = dot(against, self.error).addcmul_(along_held, at.recall)
+        slopes = Slopes(deta, dL.mul_(self.G), along_held.mul_(at.eta), dshare, dkept)
+        derror = against.mul_(at.eta)
+        return dkey, derror, derror * at.recall, dafter * at.kept, dG, slopes
+
+
+@dataclass(frozen=True)
+class Slopes:
+    """Derivatives of the coefficients; ``erase`` before its factor ``eta`` or ``D'``."""
+
+    eta: Tensor
+    erase: Tensor
+    recall: Tensor
+    share: Tensor
+    kept: Tensor
+
+    def add_(self, other: Slopes) -> Slopes:
+        """Those of the other matrix, added in place."""
+        for name in ("eta", "erase", "recall", "share", "kept"):
+            getattr(self, name).add_(getattr(other, name))
+        return self
+
+    def gathered(self, sizes: Sizes, at: Coefficients) -> tuple[Tensor, Tensor]:
+        """``deta`` ``(Z, C, 1)`` and ``dE`` ``(B, H, C+1, C+1)`` with the stack summed up."""
+        C = sizes.C
+        deta = self.eta + dot(self.erase, at.decay)
+        dE = self.eta.new_zeros(sizes.B, sizes.H, C + 1, C + 1)
+        dE[..., :-1, 1:] = sizes.over(self.erase.mul_(at.eta))
+        dE[..., :-1, :1] = sizes.over(self.recall)
+        dE[..., -1, 1:] += sizes.over(self.share).squeeze(-1)
+        dE[..., -1:, :1] += sizes.over(self.kept)
+        return deta, dE
+
+
+@dataclass(frozen=True)
+class Read:
+    """Token-exact reads of one matrix: ``y = A (x M) + (x key^T * D) w``, all ``(B H, ...)``."""
+
+    x: Tensor
+    key: Tensor
+    M: Tensor
+    w: Tensor
+    anchored: Tensor
+    overlap: Tensor
+
+    @staticmethod
+    def of(E: Tensor, x: Tensor, key: Tensor, M: Tensor, w: Tensor) -> tuple[Read, Tensor]:
+        """The reads, ``(B H, C, O)``; E is ``(B H, C+1, C+1)``."""
+        anchored, overlap = torch.bmm(x, M), torch.bmm(x, key.mT)
+        y = (anchored * E[:, 1:, :1]).baddbmm_(overlap * E[:, 1:, 1:], w)
+        return Read(x, key, M, w, anchored, overlap), y
+
+    def backward(self, E: Tensor, dy: Tensor, dE: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Derivatives for ``x``, ``key``, ``M``, ``w``; that of E is added to ``dE``."""
+        A, D = E[:, 1:, :1], E[:, 1:, 1:]
+        dE[:, 1:, :1] += dot(dy, self.anchored)
+        dw = torch.bmm((self.overlap * D).mT, dy)
+        dreads = torch.bmm(dy, self.w.mT)
+        dE[:, 1:, 1:] += dreads * self.overlap
+        dreads = dreads.mul_(D)
+        faded = dy * A
+        dx = torch.bmm(faded, self.M.mT).baddbmm_(dreads, self.key)
+        return dx, torch.bmm(dreads.mT, self.x), torch.bmm(self.x.mT, faded), dw
