@@ -1,9 +1,16 @@
 """Hand-written derivatives of the small layers, and what they compute."""
 
+from typing import cast
+
 import pytest
 import torch
 
-from nestling.layers import RMSNorm, ShortConvolution
+from nestling.layers import (
+    RMSNorm,
+    SelfModifyingConfig,
+    SelfModifyingTitans,
+    ShortConvolution,
+)
 from nestling.layers.attention import rotate
 from nestling.layers.inner import Gate
 
@@ -56,3 +63,25 @@ def test_gates_start_where_they_were_told():
     assert gate(torch.zeros(1, 2, 3, 4)).detach() == pytest.approx(
         torch.full((1, 2, 3), 0.993), abs=1e-6
     )
+
+
+@pytest.mark.parametrize("adaptive", [("k", "v", "eta", "alpha", "memory"), ("q", "memory")])
+def test_writes_off_reads_the_state_and_returns_it(adaptive):
+    torch.manual_seed(0)
+    layer = SelfModifyingTitans(8, 2, SelfModifyingConfig(adaptive=adaptive, conv_size=0))
+    x = torch.randn(2, 7, 8)
+    _, state = layer(x)
+    y, after = layer(x, state, writes="off")
+    assert after is state
+    # token by token the same: nothing that is read moved on the way
+    alone = torch.cat([layer(x[:, t : t + 1], state, writes="off")[0] for t in range(7)], dim=1)
+    torch.testing.assert_close(y, alone)
+    # and different from what fresh memories answer
+    assert not torch.allclose(y, layer(x, None, writes="off")[0], atol=1e-3)
+    # a write of step size 0 and decay 1 is no write
+    with torch.no_grad():
+        for name, bias in (("eta", -1e4), ("alpha", 1e4)):
+            gate = cast(Gate, layer.gates[name])
+            gate.bias.fill_(bias)
+            gate.read_out.zero_()
+    torch.testing.assert_close(layer(x, state)[0], layer(x, state, writes="off")[0])

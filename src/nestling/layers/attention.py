@@ -6,6 +6,7 @@ y = softmax(q K^T / sqrt(d)) V        (NL Eq. 62-63), q and k rotated by their p
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 import torch
 from torch import nn
@@ -80,8 +81,13 @@ class Attention(nn.Module):
         x: Float[Tensor, "B T D"],
         state: AttentionState | None = None,
         lengths: Tensor | None = None,
+        *,
+        writes: Literal["on", "off"] = "on",
     ) -> tuple[Float[Tensor, "B T D"], AttentionState]:
-        """Append T tokens and let each read all before it."""
+        """Append T tokens and let each read all before it.
+
+        With ``writes="off"`` they see each other, and the state comes back without them.
+        """
         B, T, _ = x.shape
         state = state or self.initial_state(B)
         qkv, tail = self.qkv(x), state.tail
@@ -102,6 +108,8 @@ class Attention(nn.Module):
         y, memory = self.memory.attend(memory, Tokens(q=q, k=k, v=v, mask=mask))
         assert y is not None
         y = self.out(y.transpose(1, 2).flatten(2))
+        if writes == "off":
+            return y, state
         moved = torch.full((B,), T) if lengths is None else lengths.cpu()
         return y, AttentionState(memory=memory, position=state.position + moved, tail=tail)
 

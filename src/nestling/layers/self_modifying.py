@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from nestling.engine import Layout, plan, run, scan
-from nestling.engine.carry import Carry, matrix
+from nestling.engine.carry import Carry, matrix, one_of
 from nestling.layers.conv import ShortConvolution
 from nestling.layers.generate import generate
 from nestling.layers.inner import (
@@ -43,6 +43,7 @@ from nestling.layers.self_modifying_config import (
     Generated,
     SelfModifyingConfig,
     SelfModifyingState,
+    Writes,
 )
 from nestling.levels import Component, Level
 from nestling.memory import LinearMemory, MemoryState, MLPMemory, Tokens
@@ -120,6 +121,8 @@ class SelfModifyingTitans(nn.Module):
         x: Float[Tensor, "B T D"],
         state: SelfModifyingState | None = None,
         lengths: Tensor | None = None,
+        *,
+        writes: Writes = "on",
     ) -> tuple[Float[Tensor, "B T D"], SelfModifyingState]:
         """Write and read T tokens.
 
@@ -127,6 +130,8 @@ class SelfModifyingTitans(nn.Module):
             x: normalised residual stream.
             state: from the last call, None to start from the learned initial memories.
             lengths: real tokens in each row, the rest is padding on the right; None for all.
+            writes: ``"off"``: every token reads the memories as the state holds them, and the
+                state comes back as it was.
         """
         state = state or self.initial_state(x.shape[0])
         paths, tails = {}, []
@@ -136,15 +141,28 @@ class SelfModifyingTitans(nn.Module):
                 path, tail = self.conv[name](path, before, lengths)
             paths[name] = self._heads(path)
             tails.append(tail)
+        if writes == "off":
+            return self._leave(x, self._read_only(paths["q"], state)), state
         mask = None
         if lengths is not None:
             mask = torch.arange(x.shape[1])[None, :] < lengths.cpu()[:, None]
         y, generators, memory = self._write(paths, state, mask)
-        y = self.norm(y.to(x.dtype)).transpose(1, 2).flatten(2)
-        y = self.out(y * F.silu(self.gate(x)))
-        return y, SelfModifyingState(
+        return self._leave(x, y), SelfModifyingState(
             tails=(tails[0], tails[1]), generators=generators, memory=memory
         )
+
+    def _leave(self, x: Tensor, y: Tensor) -> Tensor:
+        """Normalise, gate and mix the heads' reads, ``(B, H, T, K)`` to ``(B, T, D)``."""
+        y = self.norm(y.to(x.dtype)).transpose(1, 2).flatten(2)
+        return self.out(y * F.silu(self.gate(x)))
+
+    def _read_only(self, q: Tensor, state: SelfModifyingState) -> Tensor:
+        if "q" in self.generators:
+            assert state.generators is not None
+            anchor = state.generators.anchor or state.generators.weights
+            own = one_of(anchor, self.generators.index("q"))
+            q = self.memory.read(q, partial(matrix, own))
+        return self.memory.read(unit(q), partial(matrix, state.memory.weights))
 
     def _heads(self, x: Tensor) -> Tensor:
         return x.unflatten(-1, (self.heads, self.head_size)).transpose(1, 2).to(self._dtype)

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Literal
 
 from nestling.memory import Delta, GatedTokens, LearningRule, MemoryState
 from nestling.shapes import Tensor
+
+Writes = Literal["on", "off"]
+"""Whether a call moves inner memories; reading them never depends on it."""
 
 GENERATORS = ("k", "v", "q", "eta", "alpha")
 
