@@ -119,6 +119,16 @@ def exists(root: Path) -> bool:
     return False
 
 
+def check_free(root: Path) -> None:
+    """Refuse a place where a session may not begin, before a lock is put there.
+
+    Raises:
+        SessionError: if there is a session already, or something else.
+    """
+    if exists(root) and read_journal(root).saves:
+        raise SessionError(f"{root}: there is a session already")
+
+
 @contextmanager
 def hold(root: Path) -> Iterator[ExitStack]:
     """Make the directory if need be, and hold it for this process.
@@ -146,8 +156,7 @@ def begin(root: Path, save: Save, data: bytes, *, keep: int | None = None) -> Sa
     Raises:
         SessionError: if a session is there already, or the disk refuses.
     """
-    if exists(root) and read_journal(root).saves:
-        raise SessionError(f"{root}: there is a session already")
+    check_free(root)
     # The journal first: saves without one are always damage.
     with _writing(root, "nothing was there before"):
         replace(root / JOURNAL, seal(Journal(keep=keep or KEEP).to_dict()))

@@ -79,13 +79,18 @@ def read_bytes(file: Path, *, limit: int = LIMIT) -> bytes:
         missing = isinstance(error, FileNotFoundError)
         why = "missing" if missing else f"cannot be read: {error.strerror}"
         raise SessionError(f"{file}: {why}") from error
-    with os.fdopen(handle, "rb") as opened:
+    try:
         found = os.fstat(handle)
         if not stat.S_ISREG(found.st_mode):
             raise SessionError(f"{file}: expected a file, got something else")
         if found.st_size > limit:
             raise SessionError(f"{file}: expected at most {limit:,} bytes, got {found.st_size:,}")
-        return opened.read(limit)
+        with open(handle, "rb", closefd=False) as opened:
+            return opened.read(limit)
+    except OSError as error:
+        raise SessionError(f"{file}: cannot be read: {error.strerror}") from error
+    finally:
+        os.close(handle)
 
 
 def _refuse(text: str) -> NoReturn:

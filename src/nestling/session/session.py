@@ -273,7 +273,7 @@ class Session:
         """
         self._check_open()
         directory = Path(directory)
-        journal.exists(directory)  # no lock is put into somebody else's directory
+        journal.check_free(directory)
         note = f"forked from {self.directory.resolve().name} at {self.position:,}"
         keep = self._keep or journal.read_journal(self.directory).keep
         with journal.hold(directory) as held:

@@ -93,7 +93,7 @@ def _read(directory: Path, found: journal.Journal, back: int) -> tuple[Save, byt
 
 
 def _begin(directory: Path, save: Save, data: bytes) -> Save:
-    journal.exists(directory)  # no lock is put into somebody else's directory
+    journal.check_free(directory)
     with journal.hold(directory):
         return journal.begin(directory, save, data)
 
