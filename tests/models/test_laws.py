@@ -3,6 +3,7 @@
 import pytest
 import torch
 
+from nestling.layers import SelfModifyingTitans
 from nestling.memory import Decay, DecayToInitial, Delta, LearningRule, Momentum, flatten
 from nestling.models import ModelConfig, build, match_parameters, parameter_count
 from nestling.models.presets import MIXERS
@@ -229,3 +230,24 @@ def test_match_parameters_within_one_percent():
 def test_bad_input_is_named(call, named):
     with pytest.raises(ValueError, match=named):
         call()
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_writes_off_leaves_the_state_and_nothing_else(case):
+    model, ids = model_for(case), ids_for()
+    _, state = model(ids)
+    kept = {path: tensor.clone() for path, tensor in flatten(state).items()}
+    first, same = model(ids, state, writes="off")
+    assert same is state
+    for path, tensor in flatten(state).items():
+        torch.testing.assert_close(tensor, kept[path], rtol=0, atol=0)
+    # asked again, the same answer; and the next write goes on as if nothing had been asked
+    torch.testing.assert_close(model(ids, state, writes="off")[0], first, rtol=0, atol=0)
+    ahead, _ = model(ids, state)
+    torch.testing.assert_close(model(ids, same)[0], ahead, rtol=0, atol=0)
+    if isinstance(model.blocks[0].mixer, SelfModifyingTitans):
+        assert not torch.allclose(first, ahead, atol=1e-6)  # reading is not writing
+        fresh, _ = model(ids, writes="off")
+        assert not torch.allclose(first, fresh, atol=1e-6)  # and it is this state that is read
+    else:
+        torch.testing.assert_close(first, ahead, rtol=1e-9, atol=1e-11)

@@ -18,6 +18,7 @@ from nestling.layers.self_modifying import (
     SelfModifyingState,
     SelfModifyingTitans,
 )
+from nestling.layers.self_modifying_config import Writes
 from nestling.levels import Component
 from nestling.shapes import Float, Tensor
 
@@ -29,7 +30,9 @@ class SequenceLayer(Protocol):
 
     memory: Any
 
-    def __call__(self, x: Tensor, state: Any, lengths: Tensor | None) -> tuple[Tensor, Any]:
+    def __call__(
+        self, x: Tensor, state: Any, lengths: Tensor | None, *, writes: Writes = "on"
+    ) -> tuple[Tensor, Any]:
         """Residual stream and state in, output and new state out."""
         ...
 
@@ -88,10 +91,12 @@ class Block(nn.Module):
         x: Float[Tensor, "B T D"],
         state: BlockState | None = None,
         lengths: Tensor | None = None,
+        *,
+        writes: Writes = "on",
     ) -> tuple[Float[Tensor, "B T D"], BlockState]:
-        """Residual stream in, residual stream and new state out."""
+        """Residual stream in, residual stream and new state out; the old one if writes are off."""
         state = state or self.initial_state(x.shape[0])
-        y, mixer = self.mixer(self.norm(x), state.mixer, lengths)
+        y, mixer = self.mixer(self.norm(x), state.mixer, lengths, writes=writes)
         x, _ = self.continuum(x + y)
         return x, BlockState(mixer=mixer)
 

@@ -11,6 +11,7 @@ from torch import nn
 from nestling.layers.block import Block, BlockState
 from nestling.layers.continuum import MemoryLevel
 from nestling.layers.norm import RMSNorm
+from nestling.layers.self_modifying_config import Writes
 from nestling.levels import Component, Level
 from nestling.models.config import ModelConfig
 from nestling.shapes import Float, Tensor
@@ -60,6 +61,7 @@ class LanguageModel(nn.Module):
         state: ModelState | None = None,
         *,
         mask: Tensor | None = None,
+        writes: str = "on",
     ) -> tuple[Float[Tensor, "B T vocab"], ModelState]:
         """Predict the next token at every position, writing every memory on the way.
 
@@ -68,11 +70,16 @@ class LanguageModel(nn.Module):
             state: from the last call on the same text; None to start anew.
             mask: ``(B, T)`` bool, False at padding anywhere: padded tokens neither write nor move
                 clocks, and their logits have no meaning.
+            writes: ``"off"`` only reads: every token meets the memories as ``state`` holds them,
+                and ``state`` comes back as it was. Attention and convolutions still see the other
+                tokens of the call.
 
         Raises:
             ValueError: naming the argument.
         """
         self._check(ids, state, mask)
+        if writes not in ("on", "off"):
+            raise ValueError(f"writes: expected 'on' or 'off', got {writes!r}")
         order, lengths = None, None
         if mask is not None and not bool(mask.all()):
             order = mask.long().argsort(dim=1, descending=True, stable=True)
@@ -82,13 +89,13 @@ class LanguageModel(nn.Module):
         x = self.embedding(ids)
         states = []
         for block, before in zip(self._blocks(), state.blocks, strict=True):
-            x, after = block(x, before, lengths)
+            x, after = block(x, before, lengths, writes=cast(Writes, writes))
             states.append(after)
         logits = self.norm(x) @ self.embedding.weight.T
         if order is not None:
             back = order.argsort(dim=1)
             logits = logits.gather(1, back[..., None].expand_as(logits))
-        return logits, ModelState(blocks=tuple(states))
+        return logits, state if writes == "off" else ModelState(blocks=tuple(states))
 
     def parameter_levels(self) -> dict[str, Level]:
         """How often each parameter moves: CMS levels at their period, the rest with every step."""
