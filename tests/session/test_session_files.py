@@ -10,7 +10,8 @@ import random
 import shutil
 import struct
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,17 +122,30 @@ CHANGES: list[Callable[[bytearray, random.Random, list[bytes]], None]] = [
 ]
 
 
-def test_10_000_changed_files_are_refused_or_change_nothing(intact, tmp_path):
+@pytest.fixture
+def fast_disk(tmp_path) -> Iterator[Path]:
+    """In memory where there is one: disks take a millisecond to open a file for writing."""
+    memory = Path("/dev/shm")
+    where = memory if os.access(memory, os.W_OK) else tmp_path
+    with tempfile.TemporaryDirectory(dir=where) as folder:
+        yield Path(folder)
+
+
+@pytest.mark.slow
+def test_10_000_changed_files_are_refused_or_change_nothing(intact, fast_disk):
     """Never another error than ours, never another state than the one that was saved."""
     folder, reader, states = intact
-    root, chance = tmp_path / "a", random.Random(0)
+    root, chance = fast_disk / "a", random.Random(0)
     shutil.copytree(folder / "a", root)
     whole = files(root)
     others = [*whole.values(), *files(folder / "b").values(), b"", b"{}", b"[" * 100_000]
     others += [b'{"sha256": "", "content": {}}', b"\0" * 100, b"1" * 5000, b"\xff\xfe{\0}\0"]
     refused = untouched = 0
     for turn in range(10_000):
-        changed = chance.sample(sorted(whole), chance.choice((1, 1, 1, 2)))
+        back = chance.choice((0, 0, 0, 1, 2))
+        read = [name for name in whole if name.startswith((JOURNAL, f"save-{4 - back:08d}"))]
+        some = sorted(whole) if turn % 5 == 0 else read
+        changed = chance.sample(some, chance.choice((1, 1, 1, 2)))
         for name in changed:
             data = bytearray(whole[name])
             for change in chance.choices(CHANGES, k=chance.choice((1, 1, 1, 2, 3))):
@@ -141,7 +155,6 @@ def test_10_000_changed_files_are_refused_or_change_nothing(intact, tmp_path):
                 (root / name).unlink()
             else:
                 (root / name).write_bytes(data)
-        back = chance.choice((0, 0, 0, 1, 2))
         found = accepted(root, reader, back)
         if isinstance(found, str):
             refused += 1
@@ -151,8 +164,8 @@ def test_10_000_changed_files_are_refused_or_change_nothing(intact, tmp_path):
         for name in changed:
             (root / name).write_bytes(whole[name])
     # those that are accepted were changes of a save that was not read, or no changes
-    assert refused > 5_000
-    assert untouched > 1_000
+    assert refused > 8_000
+    assert untouched > 500
     assert same(tensors(moment_at(root, reader)), states[0])
 
 
