@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import random
+from itertools import pairwise
 
 import pytest
 import torch
@@ -18,7 +19,7 @@ def test_blocks_are_the_text_cut_at_line_ends_wherever_the_reads_end():
         size = chance.choice((1, 2, 3, 7, 64, 1 << 14))
         found = list(blocks(io.BytesIO(text.encode()), "here", size=size))
         assert "".join(found) == text
-        for before, after in zip(found, found[1:], strict=False):
+        for before, after in pairwise(found):
             if len(before) <= 16 * size:
                 assert before.endswith("\n")
                 assert not after[0].isspace()

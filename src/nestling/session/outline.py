@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any, cast
+from typing import Any
 
 import torch
 
@@ -62,7 +62,7 @@ class Outline:
             self._check(path, tensor, position)
             placed[path] = self._place(path, tensor)
         try:
-            state = unflatten(_template(self.probes, placed), placed)
+            state = unflatten(template(self.probes, placed), placed)
         except ValueError as error:
             raise SessionError(f"state: does not fit the model: {error}") from error
         unknown = tensors.keys() - flatten(state).keys()
@@ -186,6 +186,41 @@ def split_block(name: str) -> tuple[str, str]:
     return (f"{head}.{index}", rest) if index.isdecimal() and rest else ("", name)
 
 
+def template(probes: Sequence[Any], paths: Iterable[str], prefix: str = "") -> Any:
+    """A value for :func:`unflatten`: at every place a probe that has tensors there if ``paths`` do.
+
+    What some probes lack is optional and left out without a path below it; what none of them lacks
+    stays, so that its absence is noticed.
+    """
+    inside = [path for path in paths if not prefix or f"{path}.".startswith(f"{prefix}.")]
+    whole = [probe for probe in probes if flatten(probe)]
+    if not inside or not whole:
+        return next((probe for probe in probes if not flatten(probe)), probes[0])
+    first = whole[0]
+
+    def child(name: str, values: Sequence[Any]) -> Any:
+        return template(values, inside, f"{prefix}.{name}" if prefix else name)
+
+    def wanted(name: str, values: Sequence[Any]) -> bool:
+        below = f"{prefix}.{name}." if prefix else f"{name}."
+        return len(values) == len(whole) or any(f"{path}.".startswith(below) for path in inside)
+
+    if dataclasses.is_dataclass(first) and not isinstance(first, type):
+        fields = [f.name for f in dataclasses.fields(first)]
+        return dataclasses.replace(
+            first, **{name: child(name, [getattr(one, name) for one in whole]) for name in fields}
+        )
+    if isinstance(first, Mapping | tuple | list):
+        items: dict[str, list[Any]] = {}
+        for one in whole:
+            pairs = one.items() if isinstance(one, Mapping) else enumerate(one)
+            for name, value in pairs:
+                items.setdefault(str(name), []).append(value)
+        kept = {name: child(name, found) for name, found in items.items() if wanted(name, found)}
+        return kept if isinstance(first, Mapping) else type(first)(kept.values())
+    return first
+
+
 def _joined(found: Mapping[tuple[str, str], Part]) -> tuple[Part, ...]:
     joined: dict[tuple[str, int | None, int | None], Part] = {}
     for part in found.values():
@@ -195,45 +230,3 @@ def _joined(found: Mapping[tuple[str, str], Part]) -> tuple[Part, ...]:
             old, count=old.count + 1, bytes=old.bytes + part.bytes, grows=old.grows + part.grows
         )  # fmt: skip
     return tuple(joined.values())
-
-
-def _template(probes: Sequence[Any], paths: Iterable[str], prefix: str = "") -> Any:
-    """Of the probes, at every place the one that has a value there if ``paths`` have one."""
-    inside = [path for path in paths if path == prefix or path.startswith(prefix + ".")]
-    whole = [probe for probe in probes if _holds(probe)]
-    if prefix and not inside:
-        return next((probe for probe in probes if not _holds(probe)), probes[0])
-    if not whole or isinstance(whole[0], Tensor):
-        return (whole or probes)[0]
-    first = whole[0]
-    if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        names = [f.name for f in dataclasses.fields(first)]
-        items = {
-            name: _template([getattr(one, name) for one in whole], inside, _under(prefix, name))
-            for name in names
-        }
-        return dataclasses.replace(first, **items)
-    if isinstance(first, Mapping):
-        names = list(dict.fromkeys(name for one in whole for name in one))
-        return {
-            name: _template(
-                [one[name] for one in whole if name in one], inside, _under(prefix, name)
-            )
-            for name in names
-        }
-    if isinstance(first, tuple | list):
-        longest = max(whole, key=len)
-        return type(first)(
-            _template([one[i] for one in whole if len(one) > i], inside, _under(prefix, str(i)))
-            for i in range(len(longest))
-        )
-    return first
-
-
-def _under(prefix: str, name: str) -> str:
-    return f"{prefix}.{name}" if prefix else name
-
-
-def _holds(value: Any) -> bool:
-    """Whether there is any tensor in it."""
-    return bool(flatten(cast(Any, value)))
