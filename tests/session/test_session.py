@@ -222,6 +222,9 @@ def test_bytes_per_level_do_not_depend_on_the_text(tmp_path):
                     tensor.numel() * tensor.element_size()
                     for tensor in flatten(session.state).values()
                 )
+                norms = [part.norm**2 for part in session.parts if part.norm is not None]
+                floats = [t for t in flatten(session.state).values() if t.is_floating_point()]
+                assert sum(norms) == pytest.approx(sum(float(t.square().sum()) for t in floats))
                 assert session.save().grows == bool(growth[-1])
             each = {later - earlier for earlier, later in pairwise(sizes)}
             assert each == {75 * growth[0]}

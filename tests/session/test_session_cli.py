@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import dataclasses
 import io
 import os
 import re
@@ -13,6 +14,7 @@ import torch
 from small_sessions import files, read, same, tensors
 
 from nestling.cli import main
+from nestling.cli.session_tables import _levels
 from nestling.models import LanguageModel
 from nestling.session import Session, read_saves
 from nestling.session.journal import TENSORS
@@ -129,6 +131,18 @@ def test_attention_is_said_to_grow(cli, place):
     assert "yes, 128 bytes a token" in cli(*session("list", "s"))[1]
     out = cli(*session("diff", "s/t"))[1]
     assert re.search(r"blocks\.0\.mixer\.memory +from \d+ to 7,688 bytes", out)
+
+
+def test_a_memory_that_holds_nothing_is_named(cli, place):
+    cli(*session("feed", "s", "book.txt", "--checkpoint", "hope", "--skip", 1500))
+    assert "Empty" not in cli(*session("show", "s"))[1]
+    save = read_saves("s")[-1]
+    parts = tuple(
+        dataclasses.replace(part, norm=1e-35) if part.name == "mixer.memory" else part
+        for part in save.parts
+    )
+    told = "\n".join(_levels(dataclasses.replace(save, parts=parts)))
+    assert "Empty: mixer.memory: all has decayed" in told
 
 
 def test_text_from_a_pipe_and_saves_on_the_way(cli, place, monkeypatch):

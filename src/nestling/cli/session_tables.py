@@ -17,6 +17,9 @@ from nestling.session.journal import JOURNAL
 from nestling.session.reader import find_reader
 from nestling.session.session import moment_at
 
+EMPTY = 1e-30
+"""A norm below which nothing is left that float32 could add to anything."""
+
 
 def print_sessions(directory: Path) -> None:
     """One row per session in a folder; one that cannot be read has its error there.
@@ -128,11 +131,12 @@ def _chosen(what: str, back: int) -> tuple[Path, int, Save]:
 
 
 def _parts(parts: Sequence[Part]) -> Table:
-    grid = _table("period>", "memory", "blocks>", "bytes>", "grows with the text")
+    grid = _table("period>", "memory", "blocks>", "bytes>", "grows with the text", "norm>")
     for part in sorted(parts, key=lambda part: (part.fastest is None, part.fastest or 0)):
         grid.add_row(
-            _period(part), escape(part.name), str(part.count), f"{part.bytes:,}", _growth([part])
-        )
+            _period(part), escape(part.name), str(part.count), f"{part.bytes:,}", _growth([part]),
+            "" if part.norm is None else f"{part.norm:.4g}",
+        )  # fmt: skip
     return grid
 
 
@@ -151,6 +155,11 @@ def _levels(save: Save) -> list[str]:
         )
     else:
         told.append("It keeps this size, however long the text is.")
+    empty = [p.name for p in save.parts if save.position and p.norm is not None and p.norm < EMPTY]
+    if empty:
+        told.append(
+            f"Empty: {', '.join(empty)}: all has decayed, nothing of the text is left there."
+        )
     told.append("Levels that move across contexts are weights: they stay with the checkpoint.")
     return told
 

@@ -8,6 +8,7 @@ that is there only sometimes (a chunk that is open) is optional. A state from a 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
@@ -97,12 +98,12 @@ class Outline:
                 grows = two - one
             if not size and not grows:  # a layer without what other layers carry
                 continue
-            old = found.get((block, name))
             fastest, slowest = periods(owner, components)
-            found[block, name] = Part(
-                name=name, count=1, fastest=fastest, slowest=slowest,
-                bytes=size + (old.bytes if old else 0), grows=grows + (old.grows if old else 0),
-            )  # fmt: skip
+            norm = float(tensor.double().norm()) if tensor.is_floating_point() else None
+            part = Part(name=name, count=1, fastest=fastest, slowest=slowest, bytes=size,
+                        grows=grows, norm=norm)  # fmt: skip
+            old = found.get((block, name))
+            found[block, name] = part if old is None else _added(old, part, count=1)
         return _joined(found)
 
     def _check(self, path: str, tensor: Tensor, position: int) -> None:
@@ -226,7 +227,14 @@ def _joined(found: Mapping[tuple[str, str], Part]) -> tuple[Part, ...]:
     for part in found.values():
         key = (part.name, part.fastest, part.slowest)
         old = joined.get(key)
-        joined[key] = part if old is None else dataclasses.replace(
-            old, count=old.count + 1, bytes=old.bytes + part.bytes, grows=old.grows + part.grows
-        )  # fmt: skip
+        count = part.count + (old.count if old else 0)
+        joined[key] = part if old is None else _added(old, part, count=count)
     return tuple(joined.values())
+
+
+def _added(one: Part, other: Part, *, count: int) -> Part:
+    norms = [part.norm for part in (one, other) if part.norm is not None]
+    return dataclasses.replace(
+        one, count=count, bytes=one.bytes + other.bytes, grows=one.grows + other.grows,
+        norm=math.hypot(*norms) if norms else None,
+    )  # fmt: skip

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
+import math
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -53,6 +54,8 @@ class Part:
         fastest, slowest: periods of its levels in tokens; ``None``: never.
         bytes: what it takes.
         grows: bytes that every further token adds; 0: it keeps its size whatever is read.
+        norm: root of the sum of the squares of its numbers; 0: it holds nothing. ``None`` for
+            clocks.
     """
 
     name: str
@@ -61,6 +64,7 @@ class Part:
     slowest: int | None
     bytes: int
     grows: int
+    norm: float | None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -198,6 +202,7 @@ _PART: dict[str, Callable[[Any], bool]] = {
     "slowest": _is_period,
     "bytes": is_count,
     "grows": is_count,
+    "norm": lambda value: value is None or (type(value) is float and 0 <= value < math.inf),
 }
 _SAVE: dict[str, Callable[[Any], bool]] = {
     "number": lambda value: is_count(value) and value >= 1,

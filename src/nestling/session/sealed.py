@@ -25,7 +25,7 @@ class SessionError(ValueError):
 
 
 def seal(content: dict[str, Any]) -> bytes:
-    """The file that holds ``content``: plain values without fractions.
+    """The file that holds ``content``: plain values.
 
     Raises:
         SessionError: if it would be larger than anything that :func:`unseal` reads.
@@ -47,7 +47,7 @@ def unseal(data: bytes, where: str | Path) -> dict[str, Any]:
         SessionError: naming ``where``, if it is not a sealed file or is not as it was written.
     """
     try:
-        both = json.loads(data.decode(), parse_constant=_refuse, parse_float=_refuse)
+        both = json.loads(data.decode(), parse_constant=_refuse)
         known = isinstance(both, dict) and both.keys() == {"sha256", "content"}
         content: Any = both["content"] if known else None
         found = digest(content) if isinstance(content, dict) else None
@@ -94,4 +94,4 @@ def read_bytes(file: Path, *, limit: int = LIMIT) -> bytes:
 
 
 def _refuse(text: str) -> NoReturn:
-    raise ValueError(f"{text} is not a whole number")
+    raise ValueError(f"{text} is not a number")
