@@ -67,7 +67,8 @@ class _Unit(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx, dy: Tensor) -> Tensor:
-        return unit_backward(*ctx.saved_tensors, dy)
+        y, norm = ctx.saved_tensors
+        return unit_backward(y, norm, dy)
 
 
 def unit_backward(y: Tensor, norm: Tensor, dy: Tensor) -> Tensor:
