@@ -191,7 +191,7 @@ def flatten(state: Any, prefix: str = "") -> dict[str, Tensor]:
     if isinstance(state, Tensor):
         return {prefix: state}
     found: dict[str, Tensor] = {}
-    for name, item in _children(state):
+    for name, item in children(state):
         found.update(flatten(item, f"{prefix}.{name}" if prefix else name))
     return found
 
@@ -225,7 +225,7 @@ def unflatten(template: Any, tensors: Mapping[str, Tensor], prefix: str = "") ->
         return inner or template
     items = {
         name: unflatten(item, tensors, f"{prefix}.{name}" if prefix else name)
-        for name, item in _children(template)
+        for name, item in children(template)
     }
     if dataclasses.is_dataclass(template) and not isinstance(template, type):
         return dataclasses.replace(template, **items)
@@ -236,7 +236,12 @@ def unflatten(template: Any, tensors: Mapping[str, Tensor], prefix: str = "") ->
     return template
 
 
-def _children(value: Any) -> list[tuple[str, Any]]:
+def children(value: Any) -> list[tuple[str, Any]]:
+    """The parts of a nested state by the names that :func:`flatten` gives them; none of a tensor.
+
+    >>> children({"a": 1, "b": (2,)}), children((3,))
+    ([('a', 1), ('b', (2,))], [('0', 3)])
+    """
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         return [(f.name, getattr(value, f.name)) for f in dataclasses.fields(value)]
     if isinstance(value, Mapping):

@@ -159,6 +159,7 @@ def begin(root: Path, save: Save, data: bytes, *, keep: int | None = None) -> Sa
     check_free(root)
     # The journal first: saves without one are always damage.
     with _writing(root, "nothing was there before"):
+        sync(root.absolute().parent)  # the directory itself may be new
         replace(root / JOURNAL, seal(Journal(keep=keep or KEEP).to_dict()))
     return append(root, save, data)
 

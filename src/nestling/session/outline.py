@@ -10,12 +10,13 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
 from nestling.levels import Component
 from nestling.memory import flatten, map_tensors, unflatten
+from nestling.memory.state import children
 from nestling.models import LanguageModel, ModelState
 from nestling.session.save import Part
 from nestling.session.sealed import SessionError
@@ -197,29 +198,20 @@ def template(probes: Sequence[Any], paths: Iterable[str], prefix: str = "") -> A
     whole = [probe for probe in probes if flatten(probe)]
     if not inside or not whole:
         return next((probe for probe in probes if not flatten(probe)), probes[0])
-    first = whole[0]
-
-    def child(name: str, values: Sequence[Any]) -> Any:
-        return template(values, inside, f"{prefix}.{name}" if prefix else name)
-
-    def wanted(name: str, values: Sequence[Any]) -> bool:
-        below = f"{prefix}.{name}." if prefix else f"{name}."
-        return len(values) == len(whole) or any(f"{path}.".startswith(below) for path in inside)
-
-    if dataclasses.is_dataclass(first) and not isinstance(first, type):
-        fields = [f.name for f in dataclasses.fields(first)]
-        return dataclasses.replace(
-            first, **{name: child(name, [getattr(one, name) for one in whole]) for name in fields}
-        )
-    if isinstance(first, Mapping | tuple | list):
-        items: dict[str, list[Any]] = {}
-        for one in whole:
-            pairs = one.items() if isinstance(one, Mapping) else enumerate(one)
-            for name, value in pairs:
-                items.setdefault(str(name), []).append(value)
-        kept = {name: child(name, found) for name, found in items.items() if wanted(name, found)}
-        return kept if isinstance(first, Mapping) else type(first)(kept.values())
-    return first
+    first, items = whole[0], {}
+    if not dataclasses.is_dataclass(first) and not isinstance(first, Mapping | tuple | list):
+        return first
+    for one in whole:
+        for name, value in children(one):
+            items.setdefault(name, []).append(value)
+    kept = {}
+    for name, found in items.items():
+        below = f"{prefix}.{name}" if prefix else name
+        if len(found) == len(whole) or any(f"{path}.".startswith(f"{below}.") for path in inside):
+            kept[name] = template(found, inside, below)
+    if dataclasses.is_dataclass(first):
+        return dataclasses.replace(cast(Any, first), **kept)
+    return kept if isinstance(first, Mapping) else type(first)(kept.values())
 
 
 def _joined(found: Mapping[tuple[str, str], Part]) -> tuple[Part, ...]:
