@@ -82,6 +82,9 @@ def test_a_session_from_its_beginning_to_its_export(cli, place):
     again = cli(*session("generate", "s/a", "--bytes", 8, "--seed", 1, "--no-save"))[1]
     assert again == cli(*session("generate", "s/a", "--bytes", 8, "--seed", 1, "--no-save"))[1]
     assert [save.position for save in read_saves("s/a")] == [0, 1560, 1572]
+    with Session.open("s/a", model=net) as opened:  # where its model was stays known
+        assert opened.save().identity.checkpoint == str((place / "hope/step-00000001").resolve())
+        opened.rollback()
 
     code, out, _ = cli(*session("show", "s/a"))
     assert code == 0
@@ -206,6 +209,7 @@ def test_errors_are_one_line(cli, place):
         (["feed", "s/a", "book.txt", "--checkpoint", "transformer"], "belongs to another: hope"),
         (["diff", "s/a@7", "s/a"], r"s/a@7: expected one of the saves \[1, 2\]"),
         (["rollback", "s/a", "-n", 2], "saves to go back: expected 0 to 1, got 2"),
+        (["generate", "s/a", "--prompt", "x", "--temperature", -1], "temperature: expected a num"),
         (["rollback", "s/x"], "s/x: no session is here"),
         (["fork", "s/a", "hope"], "hope: neither a session nor empty"),
         (["fork", "s/a", "s/a"], "s/a: there is a session already"),

@@ -122,19 +122,28 @@ def generate_text(directory: Path, request: Writing) -> None:
         directory, checkpoint=request.checkpoint, device=choose_device(request.device)
     ) as session:
         start = session.position
-        if request.prompt:
-            session.feed(request.prompt)
-            write_now(request.prompt)
-        session.generate(
-            request.size,
-            temperature=request.temperature,
-            top_k=request.top_k,
-            seed=request.seed,
-            on_text=write_now,
-        )
-        write_now("\n")
-        if request.save:
-            session.save(f"read and wrote {session.position - start:,} tokens")
+        try:
+            if request.prompt:
+                session.feed(request.prompt)
+                write_now(request.prompt)
+            session.generate(
+                request.size,
+                temperature=request.temperature,
+                top_k=request.top_k,
+                seed=request.seed,
+                on_text=write_now,
+            )
+        except KeyboardInterrupt:
+            # What came before it was read and written.
+            _remember(session, start, save=request.save)
+            raise
+        _remember(session, start, save=request.save)
+
+
+def _remember(session: Session, start: int, *, save: bool) -> None:
+    write_now("\n")
+    if save and session.position > start:
+        session.save(f"read and wrote {session.position - start:,} tokens")
 
 
 class _Encoded:

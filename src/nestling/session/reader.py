@@ -187,13 +187,14 @@ def find_reader(
         SessionError: if there is none of them.
         CheckpointError: if the checkpoint cannot be read.
     """
+    remembered = known.identity.checkpoint if known else None
     if model is not None:
-        return Reader(model, tokenizer, checkpoint)
+        return Reader(model, tokenizer, checkpoint or remembered)
     if tokenizer is not None:
         raise SessionError(
             "tokenizer: expected one together with a model; a checkpoint has its own"
         )
-    place = checkpoint or (known.identity.checkpoint if known else None)
+    place = checkpoint or remembered
     if place is None:
         what = "was begun with a model" if known else "is no session yet"
         raise SessionError(f"{directory}: {what}: give the model or its checkpoint")

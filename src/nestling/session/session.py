@@ -71,8 +71,9 @@ class Session:
         Args:
             directory: of the session; made if it is not there.
             model: whose inner state it is.
-            checkpoint: instead of ``model``, a ``step-*`` directory or a run (its newest). Neither
-                is needed if the session was begun with a checkpoint that is still there.
+            checkpoint: instead of ``model``, a ``step-*`` directory or a run (its newest); beside
+                ``model``, where that came from. Neither is needed if the session was begun with a
+                checkpoint that is still there.
             tokenizer: with ``model``; bytes if not given. A checkpoint brings its own.
             keep: how many saves are kept, at least 1; as before if not given (5 at first).
             device: where a checkpoint's model computes.
