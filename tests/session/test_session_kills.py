@@ -39,7 +39,7 @@ def test_kill_at_200_random_moments_leaves_the_last_or_the_next_state(killed):
     # every process went on where the one before was killed
     assert all(told[i] >= found[i - 1] for i in range(1, 200))
     assert found[-1] > 100 * PIECE
-    # How often a random kill meets a save depends on the disk; the next test meets every step of it.
+    # How often a random kill meets a save depends on the disk; the next test meets every step.
     between = sum(a < b for a, b in zip(told, found, strict=True))
     assert between + sum(killed["moments"]["left"]) > 0, "no kill came in the middle of a save"
 
