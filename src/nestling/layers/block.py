@@ -10,8 +10,11 @@ from typing import Any, Protocol
 
 from torch import nn
 
+from nestling.continuum.config import ContinuumConfig
+from nestling.continuum.fast import UNWATCHED, Watch
+from nestling.continuum.state import ContinuumState
 from nestling.layers.attention import Attention, AttentionConfig, AttentionState
-from nestling.layers.continuum import ContinuumConfig, ContinuumMemory
+from nestling.layers.continuum import ContinuumMemory
 from nestling.layers.norm import RMSNorm
 from nestling.layers.self_modifying import (
     SelfModifyingConfig,
@@ -51,9 +54,10 @@ class SequenceLayer(Protocol):
 
 @dataclass(frozen=True, kw_only=True)
 class BlockState:
-    """State of a block: that of its sequence layer."""
+    """State of a block: of its sequence layer, and of its levels in context if there are any."""
 
     mixer: SelfModifyingState | AttentionState
+    continuum: ContinuumState | None = None
 
 
 class Block(nn.Module):
@@ -83,8 +87,10 @@ class Block(nn.Module):
         self.continuum = ContinuumMemory(width, continuum)
 
     def initial_state(self, batch: int) -> BlockState:
-        """Of the sequence layer."""
-        return BlockState(mixer=self.mixer.initial_state(batch))
+        """Of the sequence layer and of the levels in context."""
+        return BlockState(
+            mixer=self.mixer.initial_state(batch), continuum=self.continuum.initial_state(batch)
+        )
 
     def forward(
         self,
@@ -93,12 +99,13 @@ class Block(nn.Module):
         lengths: Tensor | None = None,
         *,
         writes: Writes = "on",
+        watch: Watch = UNWATCHED,
     ) -> tuple[Float[Tensor, "B T D"], BlockState]:
         """Residual stream in, residual stream and new state out; the old one if writes are off."""
         state = state or self.initial_state(x.shape[0])
         y, mixer = self.mixer(self.norm(x), state.mixer, lengths, writes=writes)
-        x, _ = self.continuum(x + y)
-        return x, BlockState(mixer=mixer)
+        x, continuum = self.continuum(x + y, state.continuum, lengths, writes=writes, watch=watch)
+        return x, BlockState(mixer=mixer, continuum=continuum)
 
     def components(self, name: str) -> list[Component]:
         """Everything in the block that holds something over time."""
