@@ -6,6 +6,7 @@ import dataclasses
 from dataclasses import dataclass, field
 from typing import Any
 
+from nestling import continuum as _continuum
 from nestling import memory as _memory
 from nestling.layers import AttentionConfig, ContinuumConfig, SelfModifyingConfig
 from nestling.layers.block import MixerConfig
@@ -28,8 +29,24 @@ _TYPES = {
         _memory.Delta,
         _memory.Momentum,
         _memory.NewtonSchulz,
+        _continuum.ContinuumLevel,
+        _continuum.AcrossContexts,
+        _continuum.InContext,
+        _continuum.Local,
+        _continuum.Backprop,
+        _continuum.Sequential,
+        _continuum.Nested,
+        _continuum.Independent,
+        _continuum.GradientDescent,
+        _continuum.HeavyBall,
+        _continuum.Adam,
+        _continuum.DeltaGradientDescent,
     )
 }
+
+_LATER = {"ContinuumConfig": ("levels", "variant")}
+"""Fields that came later: not written while at their default, so that a model saved before them
+keeps its digest, and with it its sessions."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -85,7 +102,12 @@ class ModelConfig:
 
 def _encode(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        fields = {f.name: _encode(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        later = _LATER.get(type(value).__name__, ())
+        fields = {
+            f.name: _encode(getattr(value, f.name))
+            for f in dataclasses.fields(value)
+            if not (f.name in later and getattr(value, f.name) == f.default)
+        }
         return {"is": type(value).__name__, **fields}
     if isinstance(value, tuple | list):
         return [_encode(item) for item in value]
