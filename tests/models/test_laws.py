@@ -165,10 +165,12 @@ def test_every_inner_memory_writes():
     _, state = model(ids)
     alive = model.liveness(model.initial_state(2), state)
     assert set(alive) == {
-        f"blocks.{i}.{name}" for i in (0, 1) for name in ("k", "v", "q", "eta", "alpha", "memory")
+        f"blocks.{i}.mixer.{name}"
+        for i in (0, 1)
+        for name in ("k", "v", "q", "eta", "alpha", "memory")
     }
     assert all(1e-4 < value < 10 for value in alive.values())
-    assert alive["blocks.0.memory"] > alive["blocks.0.k"]
+    assert alive["blocks.0.mixer.memory"] > alive["blocks.0.mixer.k"]
 
 
 def test_bf16_autocast_keeps_the_state_in_float32():

@@ -108,7 +108,7 @@ def test_a_session_from_its_beginning_to_its_export(cli, place):
         opened.rollback()
         spoken = opened.model.liveness(opened.state, after)
     assert float(moved["blocks.0.mixer.memory"]) == pytest.approx(
-        spoken["blocks.0.memory"], abs=1e-4
+        spoken["blocks.0.mixer.memory"], abs=1e-4
     )
     assert "0.0000" not in cli(*session("diff", "s/a@1", "s/a@2"))[1]
     same_save = cli(*session("diff", "s/a@2", "s/b"))[1]

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from nestling.layers.block import Block, BlockState
-from nestling.layers.continuum import MemoryLevel
+from nestling.layers.continuum import Activity
 from nestling.layers.norm import RMSNorm
 from nestling.layers.self_modifying_config import Writes
 from nestling.levels import Component, Level
@@ -100,10 +100,9 @@ class LanguageModel(nn.Module):
     def parameter_levels(self) -> dict[str, Level]:
         """How often each parameter moves: CMS levels at their period, the rest with every step."""
         levels = {name: Level(1) for name, _ in self.named_parameters()}
-        for prefix, module in self.named_modules():
-            if isinstance(module, MemoryLevel):
-                for name, _ in module.named_parameters(prefix=prefix):
-                    levels[name] = module.level
+        for index, block in enumerate(self._blocks()):
+            for name, level in block.continuum.parameter_levels().items():
+                levels[f"blocks.{index}.continuum.{name}"] = level
         return levels
 
     def components(self) -> list[Component]:
@@ -128,12 +127,26 @@ class LanguageModel(nn.Module):
         return found
 
     def liveness(self, before: ModelState, after: ModelState) -> dict[str, float]:
-        """``|write| / |weight|`` of every inner memory between two states; 0 is dead."""
+        """``|write| / |weight|`` between two states, by the component's name; 0 is dead.
+
+        Of every inner memory of the mixers and every level in context.
+        """
+        found = {}
+        for index, block in enumerate(self._blocks()):
+            old, new = before.blocks[index], after.blocks[index]
+            mixer = block.mixer.liveness(old.mixer, new.mixer)
+            levels = block.continuum.liveness(old.continuum, new.continuum)
+            found |= {f"blocks.{index}.mixer.{name}": value for name, value in mixer.items()}
+            found |= {f"blocks.{index}.continuum.{name}": value for name, value in levels.items()}
+        return found
+
+    def activity(self, before: ModelState, after: ModelState) -> dict[str, Activity]:
+        """What every level in context did between two states, by the component's name."""
         return {
-            f"blocks.{index}.{name}": value
+            f"blocks.{index}.continuum.{name}": value
             for index, block in enumerate(self._blocks())
-            for name, value in block.mixer.liveness(
-                before.blocks[index].mixer, after.blocks[index].mixer
+            for name, value in block.continuum.activity(
+                before.blocks[index].continuum, after.blocks[index].continuum
             ).items()
         }
 

@@ -13,7 +13,7 @@ import torch
 from nestling.levels import Component
 from nestling.memory import flatten
 from nestling.models import LanguageModel, ModelState
-from nestling.session.outline import owner_of, split_block
+from nestling.session.outline import owner_of
 from nestling.shapes import Tensor
 
 
@@ -51,8 +51,7 @@ def compare(model: LanguageModel, before: ModelState, after: ModelState) -> list
     components = model.components()
     both = [_by_owner(components, state) for state in (before, after)]
     found = [
-        Movement(name=_full_name(name, components), moved=moved)
-        for name, moved in model.liveness(before, after).items()
+        Movement(name=name, moved=moved) for name, moved in model.liveness(before, after).items()
     ]
     spoken_of = {_layer(one.name) for one in found}
     for name in dict.fromkeys([*both[0], *both[1]]):
@@ -63,13 +62,6 @@ def compare(model: LanguageModel, before: ModelState, after: ModelState) -> list
             sizes = None if moved is not None else (_bytes(old), _bytes(new))
             found.append(Movement(name=name, moved=moved, bytes=sizes))
     return found
-
-
-def _full_name(name: str, components: Sequence[Component]) -> str:
-    """A memory's path; its model may speak of ``blocks.0.memory``, which lies in a layer there."""
-    block, rest = split_block(name)
-    inside = (c.name for c in components if split_block(c.name)[0] == block)
-    return next((full for full in inside if full == name or full.endswith(f".{rest}")), name)
 
 
 def _by_owner(components: Sequence[Component], state: ModelState) -> dict[str, list[Tensor]]:
