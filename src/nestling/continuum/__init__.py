@@ -10,6 +10,7 @@ from nestling.continuum.config import (
     Independent,
     Nested,
     Sequential,
+    Variant,
     in_context,
 )
 from nestling.continuum.fast import Boundary, Fast, OnBoundary, Watch
@@ -39,6 +40,7 @@ __all__ = [
     "Nested",
     "OnBoundary",
     "Sequential",
+    "Variant",
     "Watch",
     "chunked",
     "in_context",

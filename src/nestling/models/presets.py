@@ -10,6 +10,8 @@ from typing import Any
 
 import torch
 
+from nestling.continuum import VARIANTS, Variant
+from nestling.continuum.named import levels_of, named
 from nestling.layers import AttentionConfig, ContinuumConfig, SelfModifyingConfig
 from nestling.layers.block import MixerConfig
 from nestling.memory import Decay, Delta, DotProduct, Keep, LearningRule, Momentum
@@ -62,21 +64,31 @@ PERIODS = {"hope": HOPE_PERIODS, "hope_attention": HOPE_PERIODS}
 """Update periods of the levels behind it, in tokens; one level that always moves elsewhere."""
 
 
+LEVELS = ("periods", "hidden", "variant", "regime", "source", "error_rule", "step_size")
+"""Overrides of the levels."""
+
+
 def configure(preset: str, *, size: str = "tiny", **overrides: Any) -> ModelConfig:
     """The configuration of a preset.
 
     Args:
         preset: a name in ``MIXERS``.
         size: a name in ``SIZES``.
-        **overrides: any field of ``ModelConfig``, ``ContinuumConfig`` (``periods``, ``hidden`` for
-            the levels' hidden size) or of the preset's mixer, by name; ``memory_hidden`` is the
-            mixer's own ``hidden``.
+        **overrides: any field of ``ModelConfig`` or of the preset's mixer by name
+            (``memory_hidden`` is the mixer's own ``hidden``); and of the levels ``periods``,
+            ``hidden``, ``variant`` ("sequential", "nested", "independent"), ``regime``
+            ("across_contexts", "in_context", or a tuple with one for each level), and for levels
+            in context ``source`` ("local", "backprop", ...), ``error_rule`` ("delta", "adam", ...)
+            and ``step_size``; words are those of ``nestling.continuum.named``.
 
     Raises:
         ValueError: for an unknown preset, size or override, naming it.
 
     >>> configure("transformer", size="tiny").continuum.hidden
     352
+    >>> hope = configure("hope", periods=(64, 512), variant="nested", regime="in_context")
+    >>> [level.in_context for level in hope.continuum.levels]
+    [True, True]
     """
     if preset not in MIXERS:
         raise ValueError(f"preset: expected one of {sorted(MIXERS)}, got {preset!r}")
@@ -84,10 +96,7 @@ def configure(preset: str, *, size: str = "tiny", **overrides: Any) -> ModelConf
         raise ValueError(f"size: expected one of {list(SIZES)}, got {size!r}")
     width, heads, layers = SIZES[size]
     width = overrides.pop("width", width)
-    periods = tuple(overrides.pop("periods", PERIODS.get(preset, (1,))))
-    hidden = overrides.pop("hidden", None)
-    if hidden is None:
-        hidden = max(16, round(8 * width / 3 / len(periods) / 16 + 0.49) * 16)
+    continuum = _continuum(width, PERIODS.get(preset, (1,)), overrides)
     mixer = MIXERS[preset]
     names = {f.name for f in dataclasses.fields(mixer)} - {"hidden"}
     inner = {name: overrides.pop(name) for name in list(overrides) if name in names}
@@ -96,17 +105,31 @@ def configure(preset: str, *, size: str = "tiny", **overrides: Any) -> ModelConf
     known = {f.name for f in dataclasses.fields(ModelConfig)} - {"preset"}
     unknown = sorted(set(overrides) - known)
     if unknown:
-        allowed = sorted(known | names | {"periods", "hidden"})
+        allowed = sorted(known | names | set(LEVELS))
         raise ValueError(f"{unknown[0]}: unknown override, expected one of {allowed}")
     values = {
         "preset": preset,
         "heads": heads,
         "layers": layers,
         "mixer": dataclasses.replace(mixer, **inner),
-        "continuum": ContinuumConfig(periods=periods, hidden=hidden),
+        "continuum": continuum,
         **overrides,
     }
     return ModelConfig(width=width, **values)
+
+
+def _continuum(
+    width: int, periods: tuple[int | None, ...], overrides: dict[str, Any]
+) -> ContinuumConfig:
+    """The levels, whose own overrides are taken out."""
+    given = {name: overrides.pop(name) for name in LEVELS if name in overrides}
+    periods = tuple(given.pop("periods", periods))
+    hidden = given.pop("hidden", None)
+    if hidden is None:
+        hidden = max(16, round(8 * width / 3 / max(1, len(periods)) / 16 + 0.49) * 16)
+    variant = named("variant", given.pop("variant", "sequential"), VARIANTS, Variant)
+    levels = levels_of(periods, **given)
+    return ContinuumConfig(periods=periods, hidden=hidden, levels=levels, variant=variant)
 
 
 def build(preset: str, *, size: str = "tiny", **overrides: Any) -> LanguageModel:
