@@ -1,6 +1,29 @@
-"""Levels: update periods, and the ordering of a system's components by them."""
+"""Levels: update periods, and a system's components ordered by them."""
 
+from nestling.levels.component import (
+    NEXT_TOKEN,
+    OUTER,
+    Component,
+    Transfer,
+    TransferKind,
+    gradient_flow,
+    path,
+    weights_of,
+)
 from nestling.levels.level import Level
-from nestling.levels.system import Component, level_numbers, ordered
+from nestling.levels.system import NestedSystem, level_numbers, ordered
 
-__all__ = ["Component", "Level", "level_numbers", "ordered"]
+__all__ = [
+    "NEXT_TOKEN",
+    "OUTER",
+    "Component",
+    "Level",
+    "NestedSystem",
+    "Transfer",
+    "TransferKind",
+    "gradient_flow",
+    "level_numbers",
+    "ordered",
+    "path",
+    "weights_of",
+]

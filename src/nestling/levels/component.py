@@ -1,0 +1,159 @@
+"""What a nested system consists of: components, and how knowledge moves between them (NL Def. 3).
+
+    component = (objective, context flow, parameters, rule, level)          NL Def. 3
+    transfer  = (kind, source, target)                                      NL 3.3
+
+Every part that holds something over time declares itself as a :class:`Component`: recurrent
+memories, blocks of weights, and the moments of the optimizer alike.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, get_args
+
+from torch import nn
+
+from nestling.levels.level import Level
+
+TransferKind = Literal[
+    "conditioning", "non_parametric", "backpropagation", "initialisation", "generation"
+]
+"""How knowledge moves (NL 3.3).
+
+``conditioning``: the target computes with the source's parameters or outputs; ``non_parametric``:
+with the solution of a problem that keeps its data, as softmax attention does;
+``backpropagation``: the target moves by an error that comes back through the source;
+``initialisation``: the target starts at a state that the source learned; ``generation``: the
+source makes the target's context flow or step sizes (keys and values, gradients).
+"""
+
+Kind = Literal["in_context", "non_parametric", "weights", "moments"]
+"""What sort of memory: carried in the inner state and written by a rule; a cache of what was read;
+trained weights; the optimizer's own memory of their gradients."""
+
+NEXT_TOKEN = "-ln p(x_t+1)"
+"""Objective of what learns to predict the next token."""
+
+OUTER = "outer optimizer"
+"""How the rule of a component with ``weights`` says that whatever trains it moves it."""
+
+
+@dataclass(frozen=True)
+class Transfer:
+    """Knowledge that moves from one component to another.
+
+    Args:
+        kind: one of :data:`TransferKind`.
+        source: name of a component.
+        target: the same.
+
+    Raises:
+        ValueError: for an unknown kind.
+
+    >>> Transfer("initialisation", "W", "memory").target
+    'memory'
+    """
+
+    kind: str
+    source: str
+    target: str
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(TransferKind):
+            raise ValueError(f"kind: expected one of {get_args(TransferKind)}, got {self.kind!r}")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Component:
+    """One associative memory of the system.
+
+    Attributes:
+        name: path inside the model, for example ``blocks.0.mixer.memory``.
+        level: how often it is updated.
+        memory: what it is ("MLP 32-32-32 x 4 heads").
+        rule: how it is written ("L2 x Delta(Decay)", "AdamW").
+        context_flow: what it compresses ("tokens", "gradients").
+        parameters: numbers it holds, per sequence for recurrent states.
+        after: names of components of the same frequency whose state at t it needs at t; they
+            come first (second case of NL Def. 2).
+        objective: what its rule minimises ("1/2 |M(k) - v|^2").
+        kind: what sort of memory it is, one of :data:`Kind`.
+        weights: names of the trained parameters that it consists of; none if it is a state that
+            is carried.
+        transfers: knowledge that comes to it or goes from it, as far as this part of the model
+            knows; each is declared once, at either end.
+    """
+
+    name: str
+    level: Level
+    memory: str
+    rule: str
+    context_flow: str
+    parameters: int
+    after: tuple[str, ...] = ()
+    objective: str = ""
+    kind: str = "in_context"
+    weights: tuple[str, ...] = ()
+    transfers: tuple[Transfer, ...] = ()
+
+    def __post_init__(self) -> None:
+        if self.kind not in get_args(Kind):
+            raise ValueError(f"kind: expected one of {get_args(Kind)}, got {self.kind!r}")
+
+    def linked(self, *transfers: Transfer) -> Component:
+        """The same with more transfers: what a container adds about its parts."""
+        return dataclasses.replace(self, transfers=(*self.transfers, *transfers))
+
+
+def weights_of(
+    module: nn.Module, name: str, *, own: str = "weights", without: Sequence[str] = (), **said: Any
+) -> Component:
+    """A component of a module's trained parameters, moved by whatever trains the model.
+
+    Args:
+        module: whose parameters.
+        name: its path in the model.
+        own: name of the component behind that path.
+        without: beginnings of the names of parameters that belong to other components.
+        **said: other fields of the component, ``memory`` among them.
+
+    >>> said = weights_of(nn.Linear(2, 3), "out", memory="matrix")
+    >>> said.name, said.weights, said.parameters
+    ('out.weights', ('out.weight', 'out.bias'), 9)
+    """
+    held = {n: p for n, p in module.named_parameters() if not n.startswith(tuple(without))}
+    values = {
+        "level": Level(1),
+        "rule": OUTER,
+        "context_flow": "tokens, error of the next-token loss",
+        "objective": NEXT_TOKEN,
+        **said,
+    }
+    return Component(
+        name=path(name, own),
+        kind="weights",
+        weights=tuple(path(name, n) for n in held),
+        parameters=sum(p.numel() for p in held.values()),
+        **values,
+    )
+
+
+def path(*names: str) -> str:
+    """Names joined by dots; empty ones, as that of the model itself, leave no dot.
+
+    >>> path("", "blocks", "0"), path("model", "")
+    ('blocks.0', 'model')
+    """
+    return ".".join(name for name in names if name)
+
+
+def gradient_flow(first: str, then: str) -> tuple[Transfer, Transfer]:
+    """Two parts in one gradient flow: outputs go from ``first`` to ``then``, errors come back.
+
+    >>> [(t.kind, t.source) for t in gradient_flow("a", "b")]
+    [('conditioning', 'a'), ('backpropagation', 'b')]
+    """
+    return Transfer("conditioning", first, then), Transfer("backpropagation", then, first)
