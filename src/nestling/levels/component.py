@@ -10,7 +10,7 @@ memories, blocks of weights, and the moments of the optimizer alike.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
@@ -107,9 +107,23 @@ class Component:
         """The same with more transfers: what a container adds about its parts."""
         return dataclasses.replace(self, transfers=(*self.transfers, *transfers))
 
+    def holding(self, module: nn.Module, name: str) -> Component:
+        """The same with the parameters of one more module, whose path is ``name``."""
+        more = dict(module.named_parameters(prefix=name))
+        return dataclasses.replace(
+            self,
+            weights=(*self.weights, *more),
+            parameters=self.parameters + sum(p.numel() for p in more.values()),
+        )
+
 
 def weights_of(
-    module: nn.Module, name: str, *, own: str = "weights", without: Sequence[str] = (), **said: Any
+    module: nn.Module,
+    name: str,
+    *,
+    own: str = "weights",
+    keep: Callable[[str], bool] = lambda name: True,
+    **said: Any,
 ) -> Component:
     """A component of a module's trained parameters, moved by whatever trains the model.
 
@@ -117,14 +131,14 @@ def weights_of(
         module: whose parameters.
         name: its path in the model.
         own: name of the component behind that path.
-        without: beginnings of the names of parameters that belong to other components.
+        keep: which of them, by their names in the module; the others belong elsewhere.
         **said: other fields of the component, ``memory`` among them.
 
     >>> said = weights_of(nn.Linear(2, 3), "out", memory="matrix")
     >>> said.name, said.weights, said.parameters
     ('out.weights', ('out.weight', 'out.bias'), 9)
     """
-    held = {n: p for n, p in module.named_parameters() if not n.startswith(tuple(without))}
+    held = {n: p for n, p in module.named_parameters() if keep(n)}
     values = {
         "level": Level(1),
         "rule": OUTER,
@@ -150,10 +164,25 @@ def path(*names: str) -> str:
     return ".".join(name for name in names if name)
 
 
-def gradient_flow(first: str, then: str) -> tuple[Transfer, Transfer]:
-    """Two parts in one gradient flow: outputs go from ``first`` to ``then``, errors come back.
+@dataclass(frozen=True)
+class Joint:
+    """A place where parts of a model follow each other in one gradient flow.
 
-    >>> [(t.kind, t.source) for t in gradient_flow("a", "b")]
-    [('conditioning', 'a'), ('backpropagation', 'b')]
+    Attributes:
+        speaks: name of the component whose output arrives here.
+        moved: names of the components that an error coming back to here moves; ``speaks`` alone
+            unless given.
+
+    >>> [(t.kind, t.source, t.target) for t in Joint("a").then(Joint("b"))]
+    [('conditioning', 'a', 'b'), ('backpropagation', 'b', 'a')]
     """
-    return Transfer("conditioning", first, then), Transfer("backpropagation", then, first)
+
+    speaks: str
+    moved: tuple[str, ...] = ()
+
+    def then(self, other: Joint) -> tuple[Transfer, ...]:
+        """Outputs go on to ``other``, errors come back through it."""
+        back = (
+            Transfer("backpropagation", other.speaks, name) for name in self.moved or (self.speaks,)
+        )
+        return Transfer("conditioning", self.speaks, other.speaks), *back

@@ -2,5 +2,6 @@
 
 from nestling.optim.groups import adamw, decay_groups
 from nestling.optim.levelwise import LevelwiseOptimizer, Moved, NonFiniteError
+from nestling.optim.memories import memories
 
-__all__ = ["LevelwiseOptimizer", "Moved", "NonFiniteError", "adamw", "decay_groups"]
+__all__ = ["LevelwiseOptimizer", "Moved", "NonFiniteError", "adamw", "decay_groups", "memories"]
