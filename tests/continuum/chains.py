@@ -30,16 +30,18 @@ RULES = {
     "dgd": DeltaGradientDescent(),
 }
 SOURCES = {
-    "local": Local(),
-    "local_dot_projected": Local(DotProduct(), key="projection"),
+    "local": Local(matrices="every"),
+    "local_dot_projected": Local(DotProduct(), key="projection", matrices="every"),
     "local_huber_last": Local(Huber(0.3), matrices="last"),
-    "given": Local(),
+    "given": Local(matrices="every"),
 }
 THREE, FOUR = (2, 3, 7), (1, 3, 5, 8)
 WIDTH = 5
 
 
-def memory(variant, periods, rules, source=Local(), *, steps=(0.02, 0.01, 0.03, 0.02), seed=0):  # noqa: B008
+def memory(
+    variant, periods, rules, source=SOURCES["local"], *, steps=(0.02, 0.01, 0.03, 0.02), seed=0
+):
     """Levels of different rules, step sizes and hidden sizes; no parameter at its start value."""
     levels = tuple(
         ContinuumLevel(period, InContext(rule=rules[i % len(rules)], source=source,

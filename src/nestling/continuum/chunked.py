@@ -119,9 +119,8 @@ def look(fast: Fast, state: LevelState, x: Tensor, watch: Watch = UNWATCHED) -> 
     """Read all tokens with the weights held; leave the trace on the tape if there is one."""
     trace = read(fast.norm(x), common(state.weights, fast.learned))
     if watch.tape is not None and isinstance(fast.source, Backprop):
-        for value in (trace.z, trace.m):
-            if not value.requires_grad:
-                value.requires_grad_()
+        if not trace.m.requires_grad:  # nothing is trained, but its error is asked for
+            trace.m.requires_grad_()
         watch.tape[watch.prefix + fast.name] = trace
     return trace.m
 

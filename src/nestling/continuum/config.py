@@ -6,7 +6,7 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
-from nestling.continuum.rule import ErrorRule, GradientDescent
+from nestling.continuum.rule import DeltaGradientDescent, ErrorRule, GradientDescent
 from nestling.continuum.source import Backprop, Local, Source
 
 
@@ -24,19 +24,31 @@ class InContext:
     """The weights are a fast copy for each row, written every period; see docs/decisions/0008.
 
     Attributes:
-        rule: the error part f.
+        rule: the error part f. By default what suits the source: DGD for local errors, which no
+            step size can make overshoot; gradient descent for those of the next-token loss, since
+            DGD also erases what the matrix answers now, and there that is what the outer loop
+            learned.
         source: where the error comes from.
         step_size: ``eta_0``; the step size is ``eta_0 exp(s)`` with a learned ``s`` that starts at
             0, so it stays positive. With 0 nothing is ever written.
     """
 
-    rule: ErrorRule = field(default_factory=GradientDescent)
+    rule: ErrorRule | None = None
     source: Source = field(default_factory=Local)
-    step_size: float = 0.01
+    step_size: float = 0.1
 
     def __post_init__(self) -> None:
+        if self.rule is None:
+            local = isinstance(self.source, Local)
+            object.__setattr__(self, "rule", DeltaGradientDescent() if local else GradientDescent())
         if not (self.step_size >= 0 and math.isfinite(self.step_size)):
             raise ValueError(f"step_size: expected a number >= 0, got {self.step_size}")
+
+    @property
+    def error_rule(self) -> ErrorRule:
+        """The rule, which is always there once this value is made."""
+        assert self.rule is not None
+        return self.rule
 
 
 @dataclass(frozen=True)
@@ -155,16 +167,14 @@ def in_context(
     *periods: int | None,
     rule: ErrorRule | None = None,
     source: Source | None = None,
-    step_size: float = 0.01,
+    step_size: float = 0.1,
 ) -> tuple[ContinuumLevel, ...]:
     """Levels in context that differ in their period only.
 
     >>> [level.period for level in in_context(64, 256, source=Backprop())]
     [64, 256]
     """
-    regime = InContext(
-        rule=rule or GradientDescent(), source=source or Local(), step_size=step_size
-    )
+    regime = InContext(rule=rule, source=source or Local(), step_size=step_size)
     return tuple(ContinuumLevel(period, regime) for period in periods)
 
 
@@ -181,6 +191,17 @@ def backprop_chunk(levels: Sequence[ContinuumLevel]) -> int | None:
             if level.period is not None:
                 sizes.append(level.period)
     return min(sizes, default=None)
+
+
+def writes_by_loss(level: ContinuumLevel) -> bool:
+    """Whether the level is ever written by the next-token loss.
+
+    >>> [writes_by_loss(level) for level in in_context(8, None, source=Backprop())]
+    [True, False]
+    """
+    regime = level.regime
+    active = isinstance(regime, InContext) and regime.step_size > 0 and level.period is not None
+    return active and level.source_of(Backprop)
 
 
 def _check_size(name: str, value: int | None) -> None:

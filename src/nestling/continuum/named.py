@@ -23,7 +23,6 @@ from nestling.continuum.source import Backprop, Local, Source
 SOURCES: dict[str, Source] = {
     "local": Local(),
     "local_every": Local(matrices="every"),
-    "local_last": Local(matrices="last"),
     "backprop": Backprop(),
     "backprop_second_order": Backprop(order=2),
 }
@@ -88,12 +87,19 @@ def levels_of(
     if not any(isinstance(one, InContext) for one in regimes):
         return ()
     return tuple(
-        ContinuumLevel(
-            period,
-            dataclasses.replace(one, **wanted) if isinstance(one, InContext) else one,
-        )
-        for period, one in zip(periods, regimes, strict=True)
+        ContinuumLevel(period, _changed(one, wanted, by_word=isinstance(given, str)))
+        for period, one, given in zip(periods, regimes, each, strict=True)
     )
+
+
+def _changed(
+    regime: AcrossContexts | InContext, wanted: Mapping[str, Any], *, by_word: bool
+) -> AcrossContexts | InContext:
+    if not isinstance(regime, InContext):
+        return regime
+    # Another source comes with the rule that suits it, unless a rule was asked for.
+    own = {"rule": None} if by_word and "source" in wanted else {}
+    return dataclasses.replace(regime, **{**own, **wanted})
 
 
 def named(name: str, given: Any, known: Mapping[str, Value], kind: Any) -> Value:

@@ -111,7 +111,7 @@ def courses(
     >>> once = torch.zeros(1, dtype=torch.long)
     >>> [course] = courses([3], [once + 1], once + 6, 6)
     >>> [(s.columns, s.ends.write) for s in course.segments], course.clock
-    ([(2, True), (3, True), (1, False)], tensor([2]))
+    ([(2, True), (3, True), (1, False)], tensor([1]))
     """
     rows = torch.stack([*clocks, tokens], dim=1).tolist()
     kinds = {tuple(row): i for i, row in reversed(list(enumerate(rows)))}

@@ -7,7 +7,6 @@ chunk-parallel. ``Backprop``: the next-token loss of a chunk, backpropagated to 
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
 
 from nestling.memory import L2
 from nestling.memory.objective import Objective
@@ -25,7 +24,9 @@ class Local:
         key: ``"input"``: ``q_t = k_t``, whose projection is the norm's learned scale, so that what
             is read is also the memory's prediction; ``"projection"``: ``q_t = k_t P_k``, a matrix
             and a second forward pass.
-        matrices: ``"every"`` matrix of the MLP is written, or the ``"last"`` one only.
+        matrices: ``"every"`` matrix of the MLP is written, or the ``"last"`` one only: a fast
+            linear layer over learned features, at a third of the cost. Writing both was seen to
+            diverge: keys of the last matrix move with the first (docs/log.md).
 
     Raises:
         ValueError: naming the argument that is neither.
@@ -35,8 +36,8 @@ class Local:
     """
 
     objective: Objective = L2()
-    key: Literal["input", "projection"] = "input"
-    matrices: Literal["every", "last"] = "every"
+    key: str = "input"
+    matrices: str = "last"
 
     def __post_init__(self) -> None:
         if self.key not in ("input", "projection"):
@@ -66,7 +67,7 @@ class Backprop:
     1
     """
 
-    order: Literal[1, 2] = 1
+    order: int = 1
     chunk: int = 256
 
     def __post_init__(self) -> None:

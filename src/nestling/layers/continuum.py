@@ -32,6 +32,7 @@ from nestling.continuum.config import (
 from nestling.continuum.fast import UNWATCHED, Fast, Watch
 from nestling.continuum.source import Local
 from nestling.continuum.state import ContinuumState, LevelState, start
+from nestling.layers.continuum_levels import level_components
 from nestling.layers.norm import RMSNorm
 from nestling.layers.self_modifying_config import Writes
 from nestling.levels import Component, Level
@@ -101,8 +102,8 @@ class MemoryLevel(nn.Module):
         if self.step_scale is not None:
             eta = regime.step_size * self.step_scale.exp()
         return Fast(
-            name=name, period=self.spec.period, rule=regime.rule, source=regime.source, eta=eta,
-            norm=self.norm, target=self.target, key=self.key, learned=self.weights(),
+            name=name, period=self.spec.period, rule=regime.error_rule, source=regime.source,
+            eta=eta, norm=self.norm, target=self.target, key=self.key, learned=self.weights(),
         )  # fmt: skip
 
 
@@ -223,12 +224,9 @@ class ContinuumMemory(nn.Module):
             for index in before.levels
         }
 
-    def components(self, name: str) -> list[Component]:
-        """One component for every level."""
-        return [
-            _component(f"{name}.levels.{index}", level, index and f"{name}.levels.{index - 1}")
-            for index, level in enumerate(self._levels())
-        ]
+    def components(self, name: str = "") -> list[Component]:
+        """Every level, and the weights that those in context start from."""
+        return level_components(self, name)
 
 
 def matched(width: int, config: ContinuumConfig, *, hidden: int) -> ContinuumConfig:
@@ -281,26 +279,3 @@ def _activity(before: LevelState, after: LevelState) -> Activity:
 
 def _squares(tensors: Iterable[Tensor]) -> float:
     return sum(float(tensor.square().sum()) for tensor in tensors)
-
-
-def _component(name: str, level: MemoryLevel, before: str | int) -> Component:
-    regime, memory = level.spec.regime, f"SwiGLU MLP, hidden {level.hidden}"
-    if not isinstance(regime, InContext):
-        return Component(
-            name=name,
-            level=level.level,
-            memory=memory,
-            rule="outer optimizer, gradient gathered over the period",
-            context_flow="tokens, error of the next-token loss",
-            parameters=sum(p.numel() for p in level.parameters()),
-        )
-    local = isinstance(regime.source, Local)
-    return Component(
-        name=name,
-        level=level.level,
-        memory=memory,
-        rule=f"{regime.source.name} x {type(regime.rule).__name__}, gathered over the period",
-        context_flow="tokens, own projections" if local else "tokens, error of the next-token loss",
-        parameters=sum(p.numel() for p in level.mlp.parameters()),
-        after=(before,) if isinstance(before, str) else (),
-    )

@@ -1,15 +1,19 @@
 """Models: blocks put together, and known models as values."""
 
 from nestling.models.config import ModelConfig
-from nestling.models.language_model import LanguageModel, ModelState
+from nestling.models.language_model import LanguageModel
+from nestling.models.observe import Observation, observe
 from nestling.models.presets import build, configure, match_parameters, parameter_count
+from nestling.models.state import ModelState
 
 __all__ = [
     "LanguageModel",
     "ModelConfig",
     "ModelState",
+    "Observation",
     "build",
     "configure",
     "match_parameters",
+    "observe",
     "parameter_count",
 ]

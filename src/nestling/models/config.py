@@ -8,6 +8,7 @@ from typing import Any
 
 from nestling import continuum as _continuum
 from nestling import memory as _memory
+from nestling.continuum.config import writes_by_loss
 from nestling.layers import AttentionConfig, ContinuumConfig, SelfModifyingConfig
 from nestling.layers.block import MixerConfig
 
@@ -85,6 +86,23 @@ class ModelConfig:
                 raise ValueError(f"{name}: expected a whole number >= 1, got {value!r}")
         if self.width % self.heads:
             raise ValueError(f"heads: expected a divisor of width {self.width}, got {self.heads}")
+        attends = isinstance(self.mixer, AttentionConfig) and not self.mixer.conv_size
+        if self.second_order and self.layers > 1 and not attends:
+            raise ValueError(
+                "continuum: Backprop(order=2) differentiates twice through the blocks behind a "
+                "level, which attention without a convolution allows and this mixer does not: "
+                "expected order=1, one layer, or such a mixer"
+            )
+
+    @property
+    def second_order(self) -> bool:
+        """Whether a write by the next-token loss is differentiated."""
+        sources = [
+            level.regime.source
+            for level in self.continuum.chain
+            if isinstance(level.regime, _continuum.InContext) and writes_by_loss(level)
+        ]
+        return any(isinstance(one, _continuum.Backprop) and one.order == 2 for one in sources)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; nested parts carry their type's name under ``"is"``."""

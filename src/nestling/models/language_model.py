@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import dataclasses
 from typing import Any, cast
 
 import torch
 from torch import nn
 
+from nestling.continuum import OnBoundary, Watch
+from nestling.continuum.fast import UNWATCHED
 from nestling.layers.block import Block, BlockState
 from nestling.layers.continuum import Activity
 from nestling.layers.norm import RMSNorm
 from nestling.layers.self_modifying_config import Writes
 from nestling.levels import Component, Level
+from nestling.models.components import model_components
 from nestling.models.config import ModelConfig
+from nestling.models.packing import pack
+from nestling.models.state import ModelState
 from nestling.shapes import Float, Tensor
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelState:
-    """Inner state of every block; fixed in size unless a block attends to all tokens."""
-
-    blocks: tuple[BlockState, ...]
 
 
 class LanguageModel(nn.Module):
@@ -50,10 +48,13 @@ class LanguageModel(nn.Module):
             for _ in range(config.layers)
         )
         self.norm = RMSNorm(config.width)
+        for norm in self.modules():
+            if isinstance(norm, RMSNorm):
+                norm.composite = config.second_order
 
     def initial_state(self, batch: int) -> ModelState:
         """The state before the first token: the learned initial memories."""
-        return ModelState(blocks=tuple(block.initial_state(batch) for block in self._blocks()))
+        return ModelState(blocks=tuple(block.initial_state(batch) for block in self.block_list()))
 
     def forward(
         self,
@@ -62,6 +63,7 @@ class LanguageModel(nn.Module):
         *,
         mask: Tensor | None = None,
         writes: str = "on",
+        on_boundary: OnBoundary | None = None,
     ) -> tuple[Float[Tensor, "B T vocab"], ModelState]:
         """Predict the next token at every position, writing every memory on the way.
 
@@ -73,58 +75,90 @@ class LanguageModel(nn.Module):
             writes: ``"off"`` only reads: every token meets the memories as ``state`` holds them,
                 and ``state`` comes back as it was. Attention and convolutions still see the other
                 tokens of the call.
+            on_boundary: called at the end of every period of a level in context, with the weights
+                before and after; what it returns is taken instead.
+
+        Levels that learn from the next-token loss hold still here: see :meth:`observe`.
 
         Raises:
             ValueError: naming the argument.
         """
-        self._check(ids, state, mask)
+        self.check(ids, state, mask)
         if writes not in ("on", "off"):
             raise ValueError(f"writes: expected 'on' or 'off', got {writes!r}")
-        order, lengths = None, None
-        if mask is not None and not bool(mask.all()):
-            order = mask.long().argsort(dim=1, descending=True, stable=True)
-            ids = ids.masked_fill(~mask, 0).gather(1, order)
-            lengths = mask.sum(1).cpu()
+        packed = pack(ids, mask)
+        lengths = None if packed.order is None else packed.lengths
         state = state or self.initial_state(ids.shape[0])
+        if writes == "on" and state.observed is not None:
+            from nestling.models.observe import settled
+
+            state = settled(self, state)
+        watch = Watch(on_boundary=on_boundary)
+        hidden, blocks = self.read(packed.ids, state.blocks, lengths, writes=writes, watch=watch)
+        logits = packed.back(self.logits(hidden))
+        return logits, state if writes == "off" else ModelState(blocks=blocks)
+
+    def observe(
+        self,
+        ids: Tensor,
+        state: ModelState | None = None,
+        *,
+        mask: Tensor | None = None,
+        targets: Tensor | None = None,
+        on_boundary: OnBoundary | None = None,
+    ) -> tuple[Tensor, ModelState]:
+        """Learn from a text: every memory is written, those of the next-token loss too.
+
+        The loss is the mean over the call's tokens of ``-ln p(token | all before it)``, in nats; a
+        text's first token is not predicted and does not count. Identical in training and after it,
+        with and without an outer gradient. See :func:`nestling.models.observe.observe` for the
+        arguments and for the losses token by token.
+
+        >>> from nestling.models import build
+        >>> model = build("transformer", width=16, heads=2, layers=1, periods=(4,),
+        ...               regime="in_context", source="backprop")
+        >>> loss, state = model.observe(torch.arange(9)[None])
+        >>> state.blocks[0].continuum.levels["0"].writes        # 8 losses are known: two periods
+        tensor([2])
+        """
+        from nestling.models.observe import observe  # which needs this class
+
+        seen = observe(self, ids, state, mask=mask, targets=targets, on_boundary=on_boundary)
+        return seen.loss, seen.state
+
+    def read(
+        self,
+        ids: Tensor,
+        blocks: tuple[BlockState, ...],
+        lengths: Tensor | None = None,
+        *,
+        writes: str = "on",
+        watch: Watch = UNWATCHED,
+    ) -> tuple[Float[Tensor, "B T D"], tuple[BlockState, ...]]:
+        """Output of the last block and the blocks' new states; padding is on the right."""
         x = self.embedding(ids)
         states = []
-        for block, before in zip(self._blocks(), state.blocks, strict=True):
-            x, after = block(x, before, lengths, writes=cast(Writes, writes))
+        for index, (block, before) in enumerate(zip(self.block_list(), blocks, strict=True)):
+            own = dataclasses.replace(watch, prefix=f"blocks.{index}.continuum.")
+            x, after = block(x, before, lengths, writes=cast(Writes, writes), watch=own)
             states.append(after)
-        logits = self.norm(x) @ self.embedding.weight.T
-        if order is not None:
-            back = order.argsort(dim=1)
-            logits = logits.gather(1, back[..., None].expand_as(logits))
-        return logits, state if writes == "off" else ModelState(blocks=tuple(states))
+        return x, tuple(states)
+
+    def logits(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T vocab"]:
+        """Of the next token, from the last block's output."""
+        return self.norm(hidden) @ self.embedding.weight.T
 
     def parameter_levels(self) -> dict[str, Level]:
         """How often each parameter moves: CMS levels at their period, the rest with every step."""
         levels = {name: Level(1) for name, _ in self.named_parameters()}
-        for index, block in enumerate(self._blocks()):
+        for index, block in enumerate(self.block_list()):
             for name, level in block.continuum.parameter_levels().items():
                 levels[f"blocks.{index}.continuum.{name}"] = level
         return levels
 
-    def components(self) -> list[Component]:
+    def components(self, name: str = "") -> list[Component]:
         """Everything that holds something over time, for the level table."""
-        found = [
-            component
-            for index, block in enumerate(self._blocks())
-            for component in block.components(f"blocks.{index}")
-        ]
-        in_levels = {n for n, level in self.parameter_levels().items() if ".levels." in n}
-        rest = sum(p.numel() for n, p in self.named_parameters() if n not in in_levels)
-        found.append(
-            Component(
-                name="projections, embedding, initial memories",
-                level=Level(1),
-                memory="matrices",
-                rule="outer optimizer",
-                context_flow="tokens, error of the next-token loss",
-                parameters=rest,
-            )
-        )
-        return found
+        return model_components(self, name)
 
     def liveness(self, before: ModelState, after: ModelState) -> dict[str, float]:
         """``|write| / |weight|`` between two states, by the component's name; 0 is dead.
@@ -132,7 +166,7 @@ class LanguageModel(nn.Module):
         Of every inner memory of the mixers and every level in context.
         """
         found = {}
-        for index, block in enumerate(self._blocks()):
+        for index, block in enumerate(self.block_list()):
             old, new = before.blocks[index], after.blocks[index]
             mixer = block.mixer.liveness(old.mixer, new.mixer)
             levels = block.continuum.liveness(old.continuum, new.continuum)
@@ -144,16 +178,28 @@ class LanguageModel(nn.Module):
         """What every level in context did between two states, by the component's name."""
         return {
             f"blocks.{index}.continuum.{name}": value
-            for index, block in enumerate(self._blocks())
+            for index, block in enumerate(self.block_list())
             for name, value in block.continuum.activity(
                 before.blocks[index].continuum, after.blocks[index].continuum
             ).items()
         }
 
-    def _blocks(self) -> list[Block]:
+    def block_list(self) -> list[Block]:
+        """The blocks, as what they are."""
         return cast(list[Block], list(self.blocks))
 
-    def _check(self, ids: Any, state: ModelState | None, mask: Tensor | None) -> None:
+    def check(
+        self,
+        ids: Any,
+        state: ModelState | None,
+        mask: Tensor | None,
+        targets: Tensor | None = None,
+    ) -> None:
+        """Refuse what cannot be read.
+
+        Raises:
+            ValueError: naming the argument.
+        """
         if (
             not isinstance(ids, Tensor)
             or ids.dim() != 2
@@ -177,6 +223,14 @@ class LanguageModel(nn.Module):
                 f"mask: expected bool of shape {tuple(ids.shape)}, "
                 f"got {mask.dtype} {tuple(mask.shape)}"
             )
+        if targets is not None:
+            if targets.shape != ids.shape or targets.dtype not in (torch.int64, torch.int32):
+                raise ValueError(
+                    f"targets: expected whole numbers of shape {tuple(ids.shape)}, "
+                    f"got {targets.dtype} {tuple(targets.shape)}"
+                )
+            if int(targets.min()) < 0 or int(targets.max()) >= self.config.vocab_size:
+                raise ValueError(f"targets: expected 0 to {self.config.vocab_size - 1}")
         if state is None:
             return
         if len(state.blocks) != len(self.blocks):
