@@ -13,7 +13,9 @@ RULES = {
     "hope_to_initial": LearningRule(retention=Delta(DecayToInitial()), values="self"),
     "hope_no_dgd": LearningRule(retention=Decay(), values="self"),
 }
-CASES = [*MIXERS, *RULES, "hope_adaptive_q", "hope_two_clocks", "windowed", "with_conv"]
+LEVELS = {"in_context": {}, "in_context_nested": {"variant": "nested", "error_rule": "adam"},
+          "in_context_independent": {"variant": "independent"}}  # fmt: skip
+CASES = [*MIXERS, *RULES, *LEVELS, "hope_adaptive_q", "hope_two_clocks", "windowed", "with_conv"]
 
 
 def model_for(case: str, seed: int = 0):
@@ -22,6 +24,9 @@ def model_for(case: str, seed: int = 0):
     chunks = {"chunk_size": 4, "memory_chunk_size": 4}
     if case in RULES:
         made = build("hope", rule=RULES[case], **chunks, **common)
+    elif case in LEVELS:
+        made = build("transformer", periods=(3, 8, 20), regime="in_context", **LEVELS[case],
+                     **common)  # fmt: skip
     elif case == "hope_adaptive_q":
         every = ("k", "v", "q", "eta", "alpha", "memory")
         made = build("hope", adaptive=every, **chunks, **common)
@@ -247,7 +252,7 @@ def test_writes_off_leaves_the_state_and_nothing_else(case):
     torch.testing.assert_close(model(ids, state, writes="off")[0], first, rtol=0, atol=0)
     ahead, _ = model(ids, state)
     torch.testing.assert_close(model(ids, same)[0], ahead, rtol=0, atol=0)
-    if isinstance(model.blocks[0].mixer, SelfModifyingTitans):
+    if isinstance(model.blocks[0].mixer, SelfModifyingTitans) or case in LEVELS:
         assert not torch.allclose(first, ahead, atol=1e-6)  # reading is not writing
         fresh, _ = model(ids, writes="off")
         assert not torch.allclose(first, fresh, atol=1e-6)  # and it is this state that is read
