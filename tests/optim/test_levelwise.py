@@ -223,31 +223,6 @@ def test_minimises_a_quadratic_at_every_level():
     torch.testing.assert_close(slow.detach(), target, rtol=0, atol=1e-3)
 
 
-def test_components_declare_two_moments_per_level():
-    _, _, levelwise = build()
-    found = levelwise.components(tokens_per_step=2)
-    assert [(c.name, c.level.period, c.parameters) for c in found] == [
-        ("optimizer.period_1.exp_avg", 2, 15),
-        ("optimizer.period_1.exp_avg_sq", 2, 15),
-        ("optimizer.period_4.exp_avg", 4, 12),
-        ("optimizer.period_4.exp_avg_sq", 4, 12),
-    ]
-    assert found[0].rule == "DotProduct x Decay(0.9)"
-    assert found[1].context_flow == "squared gradients"
-    held = sum(
-        t.numel() for o in levelwise.optimizers for s in o.state.values() for t in s.values()
-    )
-    assert held == 0
-    momentum = LevelwiseOptimizer(
-        [(Level(1), named(0))], lambda p: torch.optim.SGD(p.values(), lr=0.1, momentum=0.8)
-    )
-    assert [c.rule for c in momentum.components()] == ["DotProduct x Decay(0.8)"]
-    plain = LevelwiseOptimizer(
-        [(Level(1), named(0))], lambda p: torch.optim.SGD(p.values(), lr=0.1)
-    )
-    assert plain.components() == []
-
-
 def test_bad_arguments_are_named():
     with pytest.raises(ValueError, match=r"clip: expected a positive number or None, got 0\.0"):
         LevelwiseOptimizer([(Level(1), named(0))], adamw, clip=0.0)

@@ -11,14 +11,14 @@ from rich.console import Console
 from rich.table import Table
 
 from nestling.cli.overrides import configured, parse_overrides
-from nestling.levels import Component, level_numbers
+from nestling.levels import NestedSystem
 from nestling.models import LanguageModel, ModelConfig
 from nestling.models.presets import MIXERS
 from nestling.optim import LevelwiseOptimizer, adamw
+from nestling.report.level_table import table_rows
 from nestling.storage.checkpoint import read_manifest, resolve
-from nestling.train import TrainConfig
+from nestling.train import TrainConfig, nested_system
 from nestling.train.run import by_level
-from nestling.train.system import system as nested_system
 
 
 def print_levels(what: str, *, size: str, overrides: Sequence[str]) -> None:
@@ -28,14 +28,14 @@ def print_levels(what: str, *, size: str, overrides: Sequence[str]) -> None:
         ValueError: if ``what`` is neither.
     """
     title, model, config = _find(what, size, overrides)
-    components = system(model, config)
+    system = trained(model, config)
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a file or a pipe has no edge to wrap at
     console.print(title, markup=False, highlight=False, soft_wrap=True)
-    console.print(table(components))
+    console.print(table(system))
     parameters = sum(parameter.numel() for parameter in model.parameters())
-    held = sum(c.parameters for c in components)
+    held = sum(c.parameters for c in system.components)
     console.print(
         f"{parameters:,} parameters are trained; the whole system holds {held:,} numbers. Periods "
         f"are in tokens;\none step of the optimizer reads {config.tokens_per_step:,} "
@@ -46,7 +46,7 @@ def print_levels(what: str, *, size: str, overrides: Sequence[str]) -> None:
     )
 
 
-def system(model: LanguageModel, config: TrainConfig) -> list[Component]:
+def trained(model: LanguageModel, config: TrainConfig) -> NestedSystem:
     """The nested system of a model that is trained as ``config`` says."""
     optimizer = LevelwiseOptimizer(
         by_level(model), lambda named: adamw(named, lr=config.lr, betas=config.betas)
@@ -54,7 +54,7 @@ def system(model: LanguageModel, config: TrainConfig) -> list[Component]:
     return nested_system(model, optimizer, tokens_per_step=config.tokens_per_step)
 
 
-def table(components: Sequence[Component]) -> Table:
+def table(system: NestedSystem) -> Table:
     """The level table, one row per component."""
     grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
     for name in ("level", "period"):
@@ -62,20 +62,18 @@ def table(components: Sequence[Component]) -> Table:
     for name in ("component", "memory", "rule", "context flow"):
         grid.add_column(name, overflow="fold")
     grid.add_column("parameters", justify="right")
-    numbers, before = level_numbers(components), 0
-    for component in components:
-        number = numbers[component.name]
-        period = component.level.period
+    before = 0
+    for row in table_rows(system, model=""):
         grid.add_row(
-            str(number) if number != before else "",
-            "never" if period is None else f"{period:,}",
-            component.name,
-            component.memory,
-            component.rule,
-            component.context_flow,
-            f"{component.parameters:,}",
+            str(row.number) if row.number != before else "",
+            "never" if row.period is None else f"{row.period:,}",
+            row.name,
+            row.memory,
+            row.rule,
+            row.context_flow,
+            f"{row.parameters:,}",
         )
-        before = number
+        before = row.number
     return grid
 
 

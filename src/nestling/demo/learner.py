@@ -17,13 +17,14 @@ import torch.nn.functional as F
 
 from nestling.data import TextStream
 from nestling.demo.budget import DemoBudget
-from nestling.levels import Level, level_numbers
+from nestling.levels import Level
 from nestling.models import LanguageModel, ModelConfig, configure, match_parameters, parameter_count
 from nestling.optim import LevelwiseOptimizer, adamw
+from nestling.report.level_table import table_rows
 from nestling.report.results import TableRow
 from nestling.train.run import by_level
 from nestling.train.schedule import warmup_cosine
-from nestling.train.system import system
+from nestling.train.system import nested_system
 
 TITLES = {"hope": "Hope", "transformer": "Transformer++"}
 
@@ -98,21 +99,8 @@ class Learner:
     def level_table(self) -> list[TableRow]:
         """Model and optimizer as one nested system, fastest first."""
         tokens = self.budget.batch * self.budget.length
-        parts = system(self.model, self.optimizer, tokens_per_step=tokens)
-        numbers = level_numbers(parts)
-        return [
-            TableRow(
-                model=self.name,
-                number=numbers[part.name],
-                period=part.level.period,
-                name=part.name,
-                memory=part.memory,
-                rule=part.rule,
-                context_flow=part.context_flow,
-                parameters=part.parameters,
-            )
-            for part in parts
-        ]
+        system = nested_system(self.model, self.optimizer, tokens_per_step=tokens)
+        return table_rows(system, model=self.name)
 
 
 def part_of(name: str, level: Level) -> str:

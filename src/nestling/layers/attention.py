@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from nestling.layers.conv import ShortConvolution
-from nestling.levels import Component, Level
+from nestling.levels import Component, Level, Transfer, path, weights_of
 from nestling.memory import MemoryState, SoftmaxMemory, Tokens
 from nestling.shapes import Float, Tensor
 
@@ -113,17 +113,26 @@ class Attention(nn.Module):
         moved = torch.full((B,), T) if lengths is None else lengths.cpu()
         return y, AttentionState(memory=memory, position=state.position + moved, tail=tail)
 
-    def components(self, name: str) -> list[Component]:
-        """The one memory of this layer, for the level table."""
+    def components(self, name: str = "") -> list[Component]:
+        """The one memory of this layer and the weights around it, for the level table."""
+        weights = weights_of(self, name, memory="projections q, k, v and output")
+        memory = Component(
+            name=path(name, "memory"),
+            level=Level(1),
+            memory=f"{self.memory.name} x {self.heads} heads",
+            rule="append (exact solution of L2)",
+            context_flow="tokens, projected keys and values",
+            parameters=2 * self.heads * self.head_size,
+            objective="L2(M(k_t), v_t), each key weighted by its similarity to the query",
+            kind="non_parametric",
+        )
         return [
-            Component(
-                name=f"{name}.memory",
-                level=Level(1),
-                memory=f"{self.memory.name} x {self.heads} heads",
-                rule="append (exact solution of L2)",
-                context_flow="tokens, projected keys and values",
-                parameters=2 * self.heads * self.head_size,
-            )
+            memory.linked(
+                Transfer("generation", weights.name, memory.name),
+                Transfer("non_parametric", memory.name, weights.name),
+                Transfer("backpropagation", memory.name, weights.name),
+            ),
+            weights,
         ]
 
     def liveness(self, before: AttentionState, after: AttentionState) -> dict[str, float]:

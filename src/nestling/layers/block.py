@@ -15,6 +15,7 @@ from nestling.continuum.fast import UNWATCHED, Watch
 from nestling.continuum.state import ContinuumState
 from nestling.layers.attention import Attention, AttentionConfig, AttentionState
 from nestling.layers.continuum import ContinuumMemory
+from nestling.layers.continuum_levels import entry_joints, exit_joint
 from nestling.layers.norm import RMSNorm
 from nestling.layers.self_modifying import (
     SelfModifyingConfig,
@@ -22,7 +23,7 @@ from nestling.layers.self_modifying import (
     SelfModifyingTitans,
 )
 from nestling.layers.self_modifying_config import Writes
-from nestling.levels import Component
+from nestling.levels import Component, Joint, path
 from nestling.shapes import Float, Tensor
 
 MixerConfig = SelfModifyingConfig | AttentionConfig
@@ -44,7 +45,7 @@ class SequenceLayer(Protocol):
         ...
 
     def components(self, name: str) -> list[Component]:
-        """Its memories, for the level table."""
+        """Its memories, and its weights as ``weights`` behind its name."""
         ...
 
     def liveness(self, before: Any, after: Any) -> dict[str, float]:
@@ -107,9 +108,23 @@ class Block(nn.Module):
         x, continuum = self.continuum(x + y, state.continuum, lengths, writes=writes, watch=watch)
         return x, BlockState(mixer=mixer, continuum=continuum)
 
-    def components(self, name: str) -> list[Component]:
+    def components(self, name: str = "") -> list[Component]:
         """Everything in the block that holds something over time."""
-        return [
-            *self.mixer.components(f"{name}.mixer"),
-            *self.continuum.components(f"{name}.continuum"),
+        mixer, own = _mixer(name), path(name, "mixer", "weights")
+        links = [
+            transfer
+            for entry in entry_joints(self.continuum, path(name, "continuum"))
+            for transfer in mixer.then(entry)
         ]
+        return [
+            one.holding(self.norm, path(name, "norm")).linked(*links) if one.name == own else one
+            for one in self.mixer.components(path(name, "mixer"))
+        ] + self.continuum.components(path(name, "continuum"))
+
+    def joints(self, name: str) -> tuple[Joint, Joint]:
+        """Where the residual stream comes in and goes out."""
+        return _mixer(name), exit_joint(self.continuum, path(name, "continuum"))
+
+
+def _mixer(name: str) -> Joint:
+    return Joint(path(name, "mixer", "weights"))

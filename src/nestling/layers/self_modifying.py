@@ -45,7 +45,7 @@ from nestling.layers.self_modifying_config import (
     SelfModifyingState,
     Writes,
 )
-from nestling.levels import Component, Level
+from nestling.levels import Component, Level, Transfer, path, weights_of
 from nestling.memory import LinearMemory, MemoryState, MLPMemory, Tokens
 from nestling.shapes import Float, Tensor
 
@@ -312,25 +312,41 @@ class SelfModifyingTitans(nn.Module):
         assert y is not None
         return y, state
 
-    def components(self, name: str) -> list[Component]:
-        """The memories of this layer, for the level table."""
-        H, rule = self.heads, self.config.rule.name
+    def components(self, name: str = "") -> list[Component]:
+        """The memories of this layer and the weights that serve them, for the level table."""
+        H, rule = self.heads, self.config.rule
         size = sum(i * o for i, o in self.memory.shapes(self.head_size, self.head_size).values())
-        copies = 2 if self.config.rule.has_momentum_state else 1
+        copies, objective = 2 if rule.has_momentum_state else 1, type(rule.objective).__name__
+        value = "M(v_t)" if rule.values == "self" else "v_t"
         memory = Component(
-            name=f"{name}.memory",
+            name=path(name, "memory"),
             level=Level(1),
             memory=f"{self.memory.name} x {H} heads",
-            rule=rule,
+            rule=rule.name,
             context_flow="tokens, keys and values of its generators",
             parameters=copies * size * H,
-            after=tuple(f"{name}.{box}" for box in self.generators),
+            after=tuple(path(name, box) for box in self.generators),
+            objective=f"{objective}(M(k_t), {value})",
         )
         made = [
             dataclasses.replace(memory, name=box, context_flow="tokens, own values", after=())
             for box in memory.after
         ]
-        return [*made, memory]
+        start, weights = (
+            weights_of(self, name, own=own, memory=what,
+                       keep=lambda n, of=own == "initial": n.startswith("initial_") == of)
+            for own, what in (("initial", "initial states of its memories"),
+                              ("weights", "projections, convolutions, gates"))
+        )  # fmt: skip
+        inner = [
+            one.linked(
+                Transfer("initialisation", start.name, one.name),
+                *(Transfer("generation", by, one.name) for by in (weights.name, *memory.after)),
+                *(Transfer("backpropagation", one.name, w.name) for w in (start, weights)),
+            )
+            for one in (*made, memory)
+        ]
+        return [*inner, weights.linked(Transfer("conditioning", memory.name, weights.name)), start]
 
     def liveness(self, before: SelfModifyingState, after: SelfModifyingState) -> dict[str, float]:
         """``|M_after - M_before| / |M_before|`` of every memory; 0 is dead."""

@@ -7,6 +7,7 @@ in the model.
 from __future__ import annotations
 
 from collections import Counter
+from collections.abc import Callable, Iterable
 
 from torch import nn
 
@@ -54,7 +55,7 @@ def declared(model: nn.Module) -> list[Component]:
 
 
 def _spoken(module: nn.Module, name: str) -> list[Component]:
-    speak = getattr(module, "components", None)
+    speak: Callable[[str], Iterable[Component]] | None = getattr(module, "components", None)
     if callable(speak):
         return list(speak(name))
     return [

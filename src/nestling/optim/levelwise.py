@@ -22,7 +22,7 @@ import torch
 from torch.nn import Parameter
 from torch.nn.utils import get_total_norm
 
-from nestling.levels import Component, Level
+from nestling.levels import Level
 from nestling.shapes import Tensor
 
 Make = Callable[[Mapping[str, Parameter]], torch.optim.Optimizer]
@@ -114,6 +114,11 @@ class LevelwiseOptimizer:
         """The torch optimizers, that of the fastest level first."""
         return [held.optimizer for held in self._held if held.optimizer is not None]
 
+    @property
+    def moving(self) -> list[tuple[Level, torch.optim.Optimizer]]:
+        """The levels that move and their optimizers, fastest first."""
+        return [(held.level, held.optimizer) for held in self._held if held.optimizer is not None]
+
     def scale_lr(self, factor: float) -> None:
         """Set every learning rate to ``factor`` times the one that ``make`` gave it."""
         for optimizer in self.optimizers:
@@ -157,31 +162,6 @@ class LevelwiseOptimizer:
             held.steps = 0
             _drop(held)
         return Moved(tuple(held.level for held in due), norm, norms)
-
-    def components(self, *, tokens_per_step: int = 1) -> list[Component]:
-        """The optimizer's own memories, for the level table: two moments for each AdamW.
-
-        A moment is updated together with the parameters that it serves: every period, but not more
-        often than there are steps.
-        """
-        found: list[Component] = []
-        for held in self._held:
-            if held.optimizer is None or held.level.period is None:
-                continue
-            level = Level(max(held.level.period, tokens_per_step))
-            count = sum(parameter.numel() for parameter in held.parameters.values())
-            for name, rule, flow in _memories(held.optimizer):
-                found.append(
-                    Component(
-                        name=f"optimizer.period_{held.level.period}.{name}",
-                        level=level,
-                        memory="one number per weight",
-                        rule=rule,
-                        context_flow=flow,
-                        parameters=count,
-                    )
-                )
-        return found
 
     def state_dict(self) -> dict[str, Any]:
         """Clocks, optimizer states and unfinished gradients, by parameter name; not copied."""
@@ -252,20 +232,6 @@ def _check_once(kind: str, names: Sequence[str]) -> None:
 def _drop(held: _Held) -> None:
     for parameter in held.parameters.values():
         parameter.grad = None
-
-
-def _memories(optimizer: torch.optim.Optimizer) -> list[tuple[str, str, str]]:
-    """(name, rule, context flow) of what a torch optimizer remembers."""
-    group = optimizer.param_groups[0]
-    if "betas" in group:
-        first, second = group["betas"]
-        return [
-            ("exp_avg", f"DotProduct x Decay({first})", "gradients"),
-            ("exp_avg_sq", f"DotProduct x Decay({second})", "squared gradients"),
-        ]
-    if group.get("momentum"):
-        return [("momentum", f"DotProduct x Decay({group['momentum']})", "gradients")]
-    return []
 
 
 def _check_entry(held: _Held, entry: Mapping[str, Any]) -> None:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 
+from nestling.levels import NestedSystem
 from nestling.report.results import TableRow
 
 
@@ -22,6 +23,24 @@ class Line:
         if self.row.period is None:
             return "never"
         return "every token" if self.row.period == 1 else f"{self.row.period:,} tokens"
+
+
+def table_rows(system: NestedSystem, *, model: str) -> list[TableRow]:
+    """One row for every component, fastest first."""
+    numbers = system.numbers
+    return [
+        TableRow(
+            model=model,
+            number=numbers[part.name],
+            period=part.level.period,
+            name=part.name,
+            memory=part.memory,
+            rule=part.rule,
+            context_flow=part.context_flow,
+            parameters=part.parameters,
+        )
+        for part in system.components
+    ]
 
 
 def merged(rows: Iterable[TableRow]) -> list[Line]:

@@ -9,6 +9,7 @@ from nestling.train.measure import evaluate
 from nestling.train.metrics import read_metrics
 from nestling.train.run import Run, Step
 from nestling.train.schedule import warmup_cosine
+from nestling.train.system import nested_system
 
 __all__ = [
     "Checkpoint",
@@ -21,6 +22,7 @@ __all__ = [
     "evaluate",
     "latest",
     "load_model",
+    "nested_system",
     "read",
     "read_metrics",
     "sample",
