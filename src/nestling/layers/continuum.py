@@ -121,6 +121,11 @@ class Activity:
     writes: float
     contributed: float
 
+    @property
+    def dead(self) -> bool:
+        """Whether nothing was written."""
+        return self.moved == 0.0
+
 
 class ContinuumMemory(nn.Module):
     """Levels put together, ``(B, T, D) -> (B, T, D)``, with a state if any level is in context.

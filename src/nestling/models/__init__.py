@@ -2,7 +2,7 @@
 
 from nestling.models.config import ModelConfig
 from nestling.models.language_model import LanguageModel
-from nestling.models.observe import Observation, observe
+from nestling.models.observe import Observation, losses, observe
 from nestling.models.presets import build, configure, match_parameters, parameter_count
 from nestling.models.state import ModelState
 
@@ -13,6 +13,7 @@ __all__ = [
     "Observation",
     "build",
     "configure",
+    "losses",
     "match_parameters",
     "observe",
     "parameter_count",

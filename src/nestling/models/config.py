@@ -95,6 +95,11 @@ class ModelConfig:
             )
 
     @property
+    def learns_from_loss(self) -> bool:
+        """Whether a level is written by the next-token loss: by ``observe`` and not by reading."""
+        return any(map(writes_by_loss, self.continuum.chain))
+
+    @property
     def second_order(self) -> bool:
         """Whether a write by the next-token loss is differentiated."""
         sources = [

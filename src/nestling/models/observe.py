@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 
 from nestling.continuum import OnBoundary, Watch
 from nestling.memory import detach
@@ -108,6 +109,25 @@ def observe(
         scored=scored,
         state=after if outer else detach(after),
     )
+
+
+def losses(
+    model: LanguageModel, ids: Tensor, targets: Tensor, state: ModelState | None = None
+) -> tuple[Tensor, ModelState]:
+    """``-ln p`` of every target, ``(B, T)``, and the new state, from whatever way the model reads.
+
+    >>> from nestling.models import build
+    >>> model = build("transformer", width=16, heads=2, layers=1)
+    >>> nats, _ = losses(model, torch.tensor([[1, 2, 3]]), torch.tensor([[2, 3, 4]]))
+    >>> nats.shape
+    torch.Size([1, 3])
+    """
+    if model.config.learns_from_loss:
+        seen = observe(model, ids, state, targets=targets)
+        return seen.nats, seen.state
+    logits, after = model(ids, state)
+    logits = logits if logits.dtype == torch.float64 else logits.float()
+    return F.cross_entropy(logits.mT, targets, reduction="none"), after
 
 
 def observing(model: LanguageModel, state: ModelState) -> ModelState:

@@ -23,7 +23,7 @@ from nestling.continuum import (
     Watch,
 )
 from nestling.continuum.chunked import absorb, common, way_of
-from nestling.continuum.config import backprop_chunk, writes_by_loss
+from nestling.continuum.config import backprop_chunk
 from nestling.continuum.fast import close
 from nestling.continuum.gated import Trace, surprises
 from nestling.continuum.rule import Surprise
@@ -37,8 +37,8 @@ Blocks = tuple[BlockState, ...]
 
 def chunk_size(model: LanguageModel) -> int | None:
     """Most tokens in a chunk; ``None`` if no level of the model learns from its loss."""
-    chain = model.config.continuum.chain
-    return backprop_chunk(chain) if any(map(writes_by_loss, chain)) else None
+    config = model.config
+    return backprop_chunk(config.continuum.chain) if config.learns_from_loss else None
 
 
 class Read(NamedTuple):

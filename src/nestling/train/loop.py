@@ -136,6 +136,7 @@ class _Loop:
         self.saved_at = -1
         self.notices: list[str] = []
         self.sizes: list[int] = []
+        self.dead: tuple[str, ...] = ()
 
     def start(self) -> None:
         """Resume, or make sure that there is nothing to overwrite."""
@@ -190,6 +191,7 @@ class _Loop:
         self.result.history.append(record)
         self.metrics.write("train", **record.to_dict())
         self.reporter.step(record)
+        self._name_dead(record)
         if self.on_step is not None:
             self.on_step(record)
         if config.carry_state and len(self.sizes) < 3:
@@ -208,6 +210,17 @@ class _Loop:
                 f"warning: the carried state grows by {self.sizes[2] - self.sizes[1]:,} numbers a "
                 "step, because a layer attends to all that came before; give it a window"
             )
+
+    def _name_dead(self, record: Step) -> None:
+        """Say so when a level in context stops being written, or is again."""
+        if record.dead == self.dead:
+            return
+        self.dead = record.dead
+        told = ", ".join(record.dead)
+        self.reporter.say(
+            f"warning: step {record.step}: dead, nothing was written: {told}" if told
+            else f"step {record.step}: every level in context is written"
+        )  # fmt: skip
 
     def _measure(self) -> None:
         if self.held_out is None:

@@ -7,9 +7,8 @@ import sys
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 
-from nestling.models import LanguageModel
+from nestling.models import LanguageModel, losses
 from nestling.shapes import Tensor
 
 
@@ -36,11 +35,10 @@ def evaluate(
     for start in range(0, per_row, length):
         window = starts + torch.arange(start, min(start + length, per_row) + 1)
         piece = ids[window].long().to(device)
-        logits, after = model(piece[:, :-1], state)
+        nats, after = losses(model, piece[:, :-1], piece[:, 1:], state)
         state = after if carry_state else None
-        targets = piece[:, 1:].flatten()
-        total += float(F.cross_entropy(logits.float().flatten(0, 1), targets, reduction="sum"))
-        count += targets.numel()
+        total += float(nats.sum())
+        count += nats.numel()
     return total / count
 
 

@@ -9,16 +9,18 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 
 from nestling.data import TextStream
+from nestling.layers.continuum import Activity
 from nestling.levels import Level
 from nestling.memory import flatten, map_tensors, unflatten
 from nestling.models import LanguageModel
+from nestling.models.observe import observing
 from nestling.optim import LevelwiseOptimizer, NonFiniteError, adamw
 from nestling.optim.levelwise import Make
 from nestling.shapes import Tensor
@@ -44,6 +46,7 @@ class Step:
         memory_mb: peak memory of the process, or of the accelerator, in MiB.
         moved: periods of the levels that moved.
         seconds: duration of this step.
+        levels: what every level in context did in the last batch, by its component's name.
     """
 
     step: int
@@ -56,10 +59,19 @@ class Step:
     memory_mb: float
     moved: tuple[int | None, ...]
     seconds: float
+    levels: Mapping[str, Activity] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values."""
-        return {**asdict(self), "moved": list(self.moved)}
+        """Plain JSON values; ``levels`` only if there are any."""
+        values = {**asdict(self), "moved": list(self.moved)}
+        if not self.levels:
+            del values["levels"]
+        return values
+
+    @property
+    def dead(self) -> tuple[str, ...]:
+        """The levels in context that were not written."""
+        return tuple(name for name, level in self.levels.items() if level.dead)
 
 
 class Run:
@@ -112,7 +124,7 @@ class Run:
                 where in the model. Nothing has been moved then.
         """
         config, began = self.config, time.perf_counter()
-        total = 0.0
+        total, levels = 0.0, {}
         for _ in range(config.accumulate):
             inputs, targets = (part.to(self.device) for part in self.stream.next())
             self._last = (inputs, targets, self.inner)
@@ -122,6 +134,7 @@ class Run:
                 raise NonFiniteError(self._lament(f"the loss is {value}"))
             (loss / config.accumulate).backward()
             total += value / config.accumulate
+            levels = self._activity(self.inner, state)
             if config.carry_state:
                 # Contiguous, so that a state read back from a file is the same to the last bit.
                 self.inner = map_tensors(lambda t: t.detach().contiguous(), state)
@@ -146,6 +159,7 @@ class Run:
             memory_mb=peak_memory(self.device),
             moved=tuple(level.period for level in moved.levels),
             seconds=seconds,
+            levels=levels,
         )
 
     @torch.no_grad()
@@ -229,7 +243,16 @@ class Run:
             name: tensor.clone().to(self.device if tensor.is_floating_point() else "cpu")
             for name, tensor in saved.items()
         }
-        return unflatten(self.model.initial_state(self.config.batch), tensors)
+        template = self.model.initial_state(self.config.batch)
+        if any(name.startswith("observed.") for name in tensors):
+            template = observing(self.model, template)
+        return unflatten(template, tensors)
+
+    def _activity(self, before: Any, after: Any) -> dict[str, Activity]:
+        """Asked before the weights move: a state that was never written is a view of them."""
+        if not any(level.in_context for level in self.model.config.continuum.chain):
+            return {}
+        return self.model.activity(before or self.model.initial_state(self.config.batch), after)
 
     def _autocast(self) -> torch.autocast:
         enabled = self.config.precision == "bfloat16"
@@ -240,6 +263,8 @@ class Run:
 
     def _loss(self, inputs: Tensor, targets: Tensor, inner: Any) -> tuple[Tensor, Any]:
         with self._autocast():
+            if self.model.config.learns_from_loss:
+                return self.model.observe(inputs, inner, targets=targets)
             logits, state = self.model(inputs, inner)
         return F.cross_entropy(logits.float().flatten(0, 1), targets.flatten()), state
 
