@@ -18,6 +18,7 @@ from nestling.optim import LevelwiseOptimizer, adamw
 from nestling.report.level_table import table_rows
 from nestling.storage.checkpoint import read_manifest, resolve
 from nestling.train import TrainConfig, nested_system
+from nestling.train.liveness import never_written, not_written
 from nestling.train.run import by_level
 
 
@@ -44,6 +45,9 @@ def print_levels(what: str, *, size: str, overrides: Sequence[str]) -> None:
         highlight=False,
         soft_wrap=True,
     )
+    for line in [*never_written(model.config, config), not_written(_directory(what))]:
+        if line:
+            console.print(line, markup=False, highlight=False, soft_wrap=True)
 
 
 def trained(model: LanguageModel, config: TrainConfig) -> NestedSystem:
@@ -92,6 +96,12 @@ def _find(what: str, size: str, overrides: Sequence[str]) -> tuple[str, Language
         f"{path}: {config.preset} after {manifest['step']:,} steps, {manifest['tokens']:,} tokens"
     )
     return title, _unallocated(config), TrainConfig.from_dict(manifest["config"]["train"])
+
+
+def _directory(what: str) -> Path:
+    """Of the run's metrics, whether the run or one of its checkpoints was named."""
+    path = Path(what)
+    return path.parent if (path / "checkpoint.json").exists() else path
 
 
 def _unallocated(config: ModelConfig) -> LanguageModel:
