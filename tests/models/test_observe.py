@@ -323,6 +323,19 @@ def test_bad_input_is_named(call, named):
         call(model_for())
 
 
+@pytest.mark.parametrize("field", ["ids", "targets", "count"])
+def test_an_open_chunk_that_cannot_be_is_refused(field):
+    model = model_for()
+    state = observe(model, ids_for(1, 4)).state
+    for value in (-1, VOCABULARY):
+        tensors = dict(flatten(state))
+        tensors[f"observed.chunk.{field}"] = torch.full_like(
+            tensors[f"observed.chunk.{field}"], value
+        )
+        with pytest.raises(ValueError, match="open chunk"):
+            model.observe(ids_for(), unflatten(state, tensors))
+
+
 def test_inference_mode_is_refused():
     model = model_for()
     with torch.inference_mode(), pytest.raises(ValueError, match="inference_mode"):

@@ -95,6 +95,7 @@ def observe(
     assert seen is not None
     if targets is not None and bool(seen.waiting.any()):
         raise ValueError("targets: expected none, as the last call's last token waits for its own")
+    _check_open(model, seen)
     outer = torch.is_grad_enabled()
     # Which token goes where is decided on the host, like everything that clocks decide.
     mask, targets = (None if part is None else part.cpu() for part in (mask, targets))
@@ -130,6 +131,24 @@ def losses(
     return F.cross_entropy(logits.mT, targets, reduction="none"), after
 
 
+def read_on(
+    model: LanguageModel, ids: Tensor, state: ModelState | None = None
+) -> tuple[Tensor, ModelState]:
+    """Logits after the last token, ``(B, V)``, and the state with every memory written.
+
+    >>> from nestling.models import build
+    >>> logits, _ = read_on(build("transformer", width=16, heads=2, layers=1), torch.tensor([[1]]))
+    >>> logits.shape
+    torch.Size([1, 256])
+    """
+    if model.config.learns_from_loss:
+        after = observe(model, ids, state).state
+        assert after.observed is not None
+        return model.logits(after.observed.hidden[:, None])[:, 0], after
+    logits, after = model(ids, state)
+    return logits[:, -1], after
+
+
 def observing(model: LanguageModel, state: ModelState) -> ModelState:
     """The state as the next ``observe`` takes it: with an open chunk, if an empty one."""
     if state.observed is not None:
@@ -142,9 +161,7 @@ def observing(model: LanguageModel, state: ModelState) -> ModelState:
         empty = torch.zeros(batch, size, dtype=torch.long)
         chunk = Chunk(ids=empty, targets=empty, count=none, blocks=state.blocks)
     hidden = weight.new_zeros(batch, weight.shape[1])
-    return dataclasses.replace(
-        state, observed=Observed(hidden=hidden, waiting=none.bool(), chunk=chunk)
-    )
+    return dataclasses.replace(state, observed=Observed(hidden=hidden, waiting=none, chunk=chunk))
 
 
 def settled(model: LanguageModel, state: ModelState) -> ModelState:
@@ -155,7 +172,7 @@ def settled(model: LanguageModel, state: ModelState) -> ModelState:
     seen = state.observed
     if seen is None or seen.chunk is None:
         return ModelState(blocks=state.blocks)
-    known = seen.chunk.count - seen.waiting.long()
+    known = seen.chunk.count - seen.waiting
     if not bool(known.any()):
         return ModelState(blocks=state.blocks)
     outer = torch.is_grad_enabled()
@@ -166,6 +183,19 @@ def settled(model: LanguageModel, state: ModelState) -> ModelState:
         blocks = write_errors(model, read, state.blocks, None)
     after = ModelState(blocks=blocks)
     return after if outer else detach(after)
+
+
+def _check_open(model: LanguageModel, seen: Observed) -> None:
+    """A state may come from a file: what indexes a table is looked at first."""
+    chunk, known = seen.chunk, model.config.vocab_size
+    fits = bool(((seen.waiting == 0) | (seen.waiting == 1)).all())
+    if chunk is not None:
+        tokens = torch.cat([chunk.ids, chunk.targets], dim=1)
+        fits = fits and bool(((tokens >= 0) & (tokens < known)).all())
+        count = chunk.count
+        fits = fits and bool(((count >= seen.waiting) & (count <= chunk.ids.shape[1])).all())
+    if not fits:
+        raise ValueError(f"state: its open chunk is not one of tokens 0 to {known - 1}")
 
 
 class _Piece(NamedTuple):
@@ -188,11 +218,12 @@ class _Call:
     ) -> None:  # fmt: skip
         self.model, self.seen, self.packed = model, seen, packed
         self.on_boundary, self.outer = on_boundary, outer
-        self.open = seen.waiting.long() if seen.chunk is None else seen.chunk.count
+        self.open = seen.waiting if seen.chunk is None else seen.chunk.count
         self.end = self.open + packed.lengths
-        stream = packed.targets is None
-        self.waiting = seen.waiting | (packed.lengths > 0) if stream else seen.waiting
-        self.known = self.end - self.waiting.long()
+        self.waiting = seen.waiting
+        if packed.targets is None:
+            self.waiting = self.waiting.masked_fill(packed.lengths > 0, 1)
+        self.known = self.end - self.waiting
         self.ids, self.targets = self._joined()
         self.pieces: list[_Piece] = []
 
@@ -241,7 +272,7 @@ class _Call:
         position = self.open[:, None] + new
         if packed.targets is None:
             position = position - 1
-            scored = scored & ((new > 0) | seen.waiting[:, None])
+            scored = scored & ((new > 0) | (seen.waiting[:, None] > 0))
         position = position.clamp(min=0, max=place.shape[1] - 1)
         every = torch.cat([piece.nats for piece in self.pieces], dim=1)
         nats = every.gather(1, place.gather(1, position).to(every.device))
@@ -282,7 +313,7 @@ class _Call:
             start = (self.open - 1).clamp(min=0)
             target = self.targets.gather(1, start[:, None])
             nats = token_losses(self.model, seen.hidden[:, None], target)
-            self.pieces.append(_Piece(nats, start, seen.waiting.long()))
+            self.pieces.append(_Piece(nats, start, seen.waiting))
         read = self._read(
             self.open, self.packed.lengths, state.blocks, Watch(on_boundary=self.on_boundary)
         )

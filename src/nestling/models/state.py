@@ -31,7 +31,7 @@ class Observed:
 
     Attributes:
         hidden: ``(B, D)`` output of the last block at the last token: it predicts the next one.
-        waiting: ``(B,)`` bool, whether that next one has not come yet.
+        waiting: ``(B,)`` 1 where that next one has not come yet, else 0; a count, like all clocks.
         chunk: the open chunk; ``None`` if no level learns from the loss.
     """
 

@@ -18,6 +18,8 @@ from nestling.levels import Component
 from nestling.memory import flatten, map_tensors, unflatten
 from nestling.memory.state import children
 from nestling.models import LanguageModel, ModelState
+from nestling.models.observe import read_on
+from nestling.models.stretch import chunk_size
 from nestling.session.save import Part
 from nestling.session.sealed import SessionError
 from nestling.shapes import Tensor
@@ -44,9 +46,12 @@ class Outline:
         self.device = weight.device
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         fresh = model.initial_state(1)
-        logits, first = model(token, fresh)
-        self.logits = logits[0, -1]
-        self.probes: list[ModelState] = [fresh, first, model(token, first)[1]]
+        logits, first = read_on(model, token, fresh)
+        self.logits = logits[0]
+        self.probes: list[ModelState] = [fresh, first, read_on(model, token, first)[1]]
+        size = chunk_size(model)
+        if size is not None:  # the state that a chunk started from grows from chunk to chunk
+            self.probes.insert(0, read_on(model, token.expand(1, size + 1))[1])
         self.seen: dict[str, list[Tensor]] = {}
         for probe in self.probes:
             for path, tensor in flatten(probe).items():
@@ -140,7 +145,7 @@ class Outline:
         """Read one token from it: what still does not fit becomes an error here and not later."""
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         try:
-            self.model(token, state)
+            read_on(self.model, token, state)
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             told = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SessionError(f"state: the model cannot read on from it: {told}") from error

@@ -19,6 +19,7 @@ import nestling
 from nestling.data import ByteTokenizer, Tokenizer
 from nestling.memory import flatten
 from nestling.models import LanguageModel, ModelState
+from nestling.models.observe import read_on
 from nestling.session.identity import identify, version_of
 from nestling.session.outline import Outline, settled
 from nestling.session.save import Identity, Save, digest_of
@@ -83,11 +84,11 @@ class Reader:
     def read(self, moment: Moment, ids: Tensor) -> Moment:
         """Where a session stands after ``(T,)`` more tokens."""
         row = ids.long()[None].to(self.outline.device)
-        logits, state = self.model(row, moment.state)
+        logits, state = read_on(self.model, row, moment.state)
         return Moment(
             position=moment.position + len(ids),
             state=settled(state),
-            logits=settled(logits[0, -1]),
+            logits=settled(logits[0]),
         )
 
     def pack(self, moment: Moment, note: str) -> tuple[Save, bytes]:
