@@ -323,6 +323,30 @@ def test_bad_input_is_named(call, named):
         call(model_for())
 
 
+@pytest.mark.parametrize("source", [Local(), Backprop()], ids=["local", "backprop"])
+def test_every_end_of_a_period_is_told_with_the_state_before_and_after(source):
+    """Periods 3 and 5 over 11 tokens: the loss of the eleventh is not known yet."""
+    model, ids, events = model_for(periods=(3, 5), sources=[source]), ids_for(2, 11), []
+    if isinstance(source, Local):
+        _, state = model(ids, on_boundary=events.append)
+    else:
+        _, state = model.observe(ids, on_boundary=events.append)
+    told = sorted((event.name, int(event.tokens[1])) for event in events)
+    assert told == sorted(
+        (f"blocks.{block}.continuum.levels.{level}", at)
+        for block in (0, 1) for level, ends in ((0, (3, 6, 9)), (1, (5, 10))) for at in ends
+    )  # fmt: skip
+    assert all(event.rows.tolist() == [True, True] for event in events)
+    last = {event.name: event.after for event in events}
+    for block in (0, 1):
+        for level in (0, 1):
+            own = state.blocks[block].continuum.levels[str(level)].weights
+            expected = last[f"blocks.{block}.continuum.levels.{level}"]
+            assert all(torch.equal(own[name], W) for name, W in expected.items())
+    _, held = model.observe(ids, on_boundary=lambda event: event.before)
+    assert all(value == 0 for value in model.liveness(model.initial_state(2), held).values())
+
+
 @pytest.mark.parametrize("field", ["ids", "targets", "count"])
 def test_an_open_chunk_that_cannot_be_is_refused(field):
     model = model_for()

@@ -2,7 +2,7 @@
 
 from nestling.layers.attention import Attention, AttentionConfig
 from nestling.layers.block import Block
-from nestling.layers.continuum import ContinuumConfig, ContinuumMemory
+from nestling.layers.continuum import ContinuumConfig, ContinuumMemory, matched
 from nestling.layers.conv import ShortConvolution
 from nestling.layers.norm import RMSNorm
 from nestling.layers.self_modifying import SelfModifyingConfig, SelfModifyingTitans
@@ -17,4 +17,5 @@ __all__ = [
     "SelfModifyingConfig",
     "SelfModifyingTitans",
     "ShortConvolution",
+    "matched",
 ]

@@ -150,14 +150,15 @@ class ContinuumMemory(nn.Module):
         independent = isinstance(config.variant, Independent)
         self.mix_scale = nn.Parameter(torch.ones(len(config.chain))) if independent else None
 
-    def _levels(self) -> list[MemoryLevel]:
+    def level_list(self) -> list[MemoryLevel]:
+        """The levels, as what they are."""
         return cast(list[MemoryLevel], list(self.levels))
 
     def chain(self) -> Chain:
         """The levels as the engine takes them."""
         levels: list[Fast | Plain] = [
             level.fast(f"levels.{index}") if level.spec.in_context else level.output
-            for index, level in enumerate(self._levels())
+            for index, level in enumerate(self.level_list())
         ]
         nested = isinstance(self.config.variant, Nested)
         return Chain(levels=tuple(levels), nested=nested, mix=self.mix_scale)
@@ -195,7 +196,7 @@ class ContinuumMemory(nn.Module):
         """
         chain = self.chain()
         if not chain.fast and isinstance(self.config.variant, Sequential):
-            for level in self._levels():
+            for level in self.level_list():
                 x = level(x)
             return x, state
         state = state or self.initial_state(x.shape[0]) or ContinuumState(levels={})
@@ -205,7 +206,7 @@ class ContinuumMemory(nn.Module):
     def parameter_levels(self) -> dict[str, Level]:
         """Levels across contexts at their period; everything else moves with every step."""
         found = {name: Level(1) for name, _ in self.named_parameters()}
-        for index, level in enumerate(self._levels()):
+        for index, level in enumerate(self.level_list()):
             if isinstance(level.spec.regime, AcrossContexts):
                 for name, _ in level.named_parameters(prefix=f"levels.{index}"):
                     found[name] = level.level

@@ -5,6 +5,7 @@ from nestling.models.language_model import LanguageModel
 from nestling.models.observe import Observation, losses, observe
 from nestling.models.presets import build, configure, match_parameters, parameter_count
 from nestling.models.state import ModelState
+from nestling.models.warm_start import with_level, with_levels
 
 __all__ = [
     "LanguageModel",
@@ -17,4 +18,6 @@ __all__ = [
     "match_parameters",
     "observe",
     "parameter_count",
+    "with_level",
+    "with_levels",
 ]
