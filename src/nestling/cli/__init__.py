@@ -160,11 +160,18 @@ def inspect(
     override: Annotated[
         list[str] | None, Option("--set", help="Of a preset, as in width=64 or periods=[1,4096].")
     ] = None,
+    json_file: Annotated[
+        str | None,
+        Option("--json", metavar="FILE", help="Write the system as JSON; - for standard output."),
+    ] = None,
+    svg_file: Annotated[
+        str | None, Option("--svg", metavar="FILE", help="Draw the system as an SVG picture.")
+    ] = None,
 ) -> None:
     """Print every component of a model and its training, fastest first: the level table."""
     from nestling.cli.level_table import print_levels
 
-    print_levels(what, size=size, overrides=override or [])
+    print_levels(what, size=size, overrides=override or [], json_file=json_file, svg_file=svg_file)
 
 
 @app.command()

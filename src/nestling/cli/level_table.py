@@ -1,7 +1,9 @@
-"""``nestling inspect``: a model and its training as one table of levels, fastest first."""
+"""``nestling inspect``: a model and its training as one system: table, JSON and picture."""
 
 from __future__ import annotations
 
+import json
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -15,26 +17,53 @@ from nestling.levels import NestedSystem
 from nestling.models import LanguageModel, ModelConfig
 from nestling.models.presets import MIXERS
 from nestling.optim import LevelwiseOptimizer, adamw
+from nestling.report.fold import fold, folded_transfers
 from nestling.report.level_table import table_rows
+from nestling.report.picture import picture
 from nestling.storage.checkpoint import read_manifest, resolve
 from nestling.train import TrainConfig, nested_system
 from nestling.train.liveness import never_written, not_written
 from nestling.train.run import by_level
 
 
-def print_levels(what: str, *, size: str, overrides: Sequence[str]) -> None:
+def print_levels(
+    what: str,
+    *,
+    size: str,
+    overrides: Sequence[str],
+    json_file: str | None = None,
+    svg_file: str | None = None,
+) -> None:
     """Print the table of a preset, or of a checkpoint with the batch that it is trained with.
 
+    Args:
+        what: a preset, a checkpoint or a run.
+        size: of a preset.
+        overrides: of a preset.
+        json_file: where the system goes as JSON; ``"-"``: to standard output, and nothing else.
+        svg_file: where its picture goes.
+
     Raises:
-        ValueError: if ``what`` is neither.
+        ValueError: if ``what`` is none of these.
     """
     title, model, config = _find(what, size, overrides)
     system = trained(model, config)
+    if svg_file is not None:
+        _, _, name = title.rpartition(": ")  # not where a checkpoint lies
+        drawn = picture(system, title=f"{name}: what learns how often, and from what")
+        Path(svg_file).write_text(drawn, encoding="utf-8")
+    if json_file is not None:
+        text = json.dumps(system.to_dict(), indent=1) + "\n"
+        if json_file == "-":
+            sys.stdout.write(text)
+            return
+        Path(json_file).write_text(text, encoding="utf-8")
     console = Console()
     if not console.is_terminal:
         console = Console(width=200)  # a file or a pipe has no edge to wrap at
     console.print(title, markup=False, highlight=False, soft_wrap=True)
     console.print(table(system))
+    console.print(knowledge(system))
     parameters = sum(parameter.numel() for parameter in model.parameters())
     held = sum(c.parameters for c in system.components)
     console.print(
@@ -78,6 +107,19 @@ def table(system: NestedSystem) -> Table:
             f"{row.parameters:,}",
         )
         before = row.number
+    return grid
+
+
+def knowledge(system: NestedSystem) -> Table:
+    """How knowledge moves between the components; blocks of one kind are one."""
+    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
+    grid.add_column("knowledge moves by")
+    grid.add_column("from", overflow="fold")
+    grid.add_column("to", overflow="fold")
+    before = ""
+    for kind, source, targets in folded_transfers(fold(system)):
+        grid.add_row(kind.replace("_", "-") if kind != before else "", source, targets)
+        before = kind
     return grid
 
 

@@ -9,8 +9,9 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
+from typing import get_args
 
-from nestling.levels import Component, NestedSystem, Transfer
+from nestling.levels import Component, NestedSystem, Transfer, TransferKind
 
 
 @dataclass(frozen=True)
@@ -33,6 +34,12 @@ class Box:
     def first(self) -> Component:
         """What the members have in common."""
         return self.members[0]
+
+    @property
+    def title(self) -> str:
+        """All members in a few words: ``mixer.k, v, eta, alpha``."""
+        head = self.name.split(", ")[0]
+        return ", ".join([head, *self.labels[1:]])
 
     @property
     def labels(self) -> tuple[str, ...]:
@@ -66,6 +73,26 @@ class Folded:
 
     def __getitem__(self, name: str) -> Box:
         return next(box for box in self.boxes if box.name == name)
+
+
+def folded_transfers(folded: Folded) -> list[tuple[str, str, str]]:
+    """Kind, source and targets in words, kind by kind.
+
+    >>> from nestling.levels import Level
+    >>> box = Component(name="W", level=Level(8), memory="", rule="", context_flow="", parameters=1)
+    >>> system = NestedSystem((box, replace(box, name="a.k"), replace(box, name="a.v")),
+    ...                       (Transfer("generation", "W", "a.k"),
+    ...                        Transfer("generation", "W", "a.v")))
+    >>> folded_transfers(fold(system))
+    [('generation', 'W', 'a.k, v')]
+    """
+    found: dict[tuple[str, str], list[str]] = defaultdict(list)
+    for arrow in folded.arrows:
+        target = folded[arrow.target].title + (" (next block)" if arrow.onward else "")
+        found[arrow.kind, folded[arrow.source].title].append(target)
+    ranks = {kind: rank for rank, kind in enumerate(get_args(TransferKind))}
+    lines = [(kind, source, "; ".join(targets)) for (kind, source), targets in found.items()]
+    return sorted(lines, key=lambda line: ranks[line[0]])
 
 
 def fold(system: NestedSystem) -> Folded:
@@ -191,6 +218,16 @@ def _alike(
                 and (target if source == key else source) not in keys
             )
             by_links[outside].append(key)
-        found += [tuple(same) for same in by_links.values()]
+        for same in by_links.values():
+            found += [tuple(same)] if _symmetric(same, links) else [(key,) for key in same]
     order = {key: index for index, key in enumerate(shown)}
     return sorted(found, key=lambda keys: order[keys[0]])
+
+
+def _symmetric(keys: list[str], links: list[_Link]) -> bool:
+    """Whether each of them gives to all others what it gives to one."""
+    pairs: dict[str, set[tuple[str, str]]] = defaultdict(set)
+    for kind, source, target, _ in links:
+        if source in keys and target in keys and source != target:
+            pairs[kind].add((source, target))
+    return all(len(found) == len(keys) * (len(keys) - 1) for found in pairs.values())

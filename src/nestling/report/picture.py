@@ -54,9 +54,12 @@ def picture(system: NestedSystem, *, title: str) -> str:
     kinds = [kind for kind in STYLES if any(arrow.kind == kind for arrow in folded.arrows)]
     legend = _legend(kinds, layout.height + 14)
     width, height = max(layout.width, 1180.0), layout.height + 56
-    count, levels = len(system.components), len(system.levels)
+    subtitle = (
+        f"{len(system.components)} components on {len(system.levels)} levels; "
+        "every shaded box is one gradient flow"
+    )
     body = [
-        *_heading(title, f"{count} components on {levels} levels"),
+        *_heading(title, subtitle),
         *_axis(layout, width),
         *(_frame(frame) for frame in layout.frames),
         *_lines(folded, layout),
