@@ -79,10 +79,10 @@ def folded_transfers(folded: Folded) -> list[tuple[str, str, str]]:
     """Kind, source and targets in words, kind by kind.
 
     >>> from nestling.levels import Level
-    >>> box = Component(name="W", level=Level(8), memory="", rule="", context_flow="", parameters=1)
-    >>> system = NestedSystem((box, replace(box, name="a.k"), replace(box, name="a.v")),
-    ...                       (Transfer("generation", "W", "a.k"),
-    ...                        Transfer("generation", "W", "a.v")))
+    >>> k = Component(name="a.k", level=Level(), memory="", rule="", context_flow="", parameters=1)
+    >>> makes = (Transfer("generation", "W", "a.k"), Transfer("generation", "W", "a.v"))
+    >>> parts = (k, replace(k, name="a.v"), replace(k, name="W", kind="weights"))
+    >>> system = NestedSystem(parts, makes)
     >>> folded_transfers(fold(system))
     [('generation', 'W', 'a.k, v')]
     """
