@@ -182,6 +182,10 @@ def test_svg_is_well_formed_complete_and_always_the_same(name):
     root = ElementTree.fromstring(svg)
     texts = [element.text for element in root.iter(f"{SVG}text")]
     assert texts[0] == "a < b & c"
+    assert texts[1] == (
+        f"{len(system.components)} components on {len(system.levels)} levels; "
+        "every shaded box is one gradient flow"
+    )
     folded = fold(system)
     for box in folded.boxes:
         assert set(box.labels) <= set(texts) or box.name in texts or box.first.name in texts

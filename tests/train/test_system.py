@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
+import re
+from pathlib import Path
 
 import pytest
 import torch
@@ -263,3 +265,16 @@ def test_wrong_claims_are_named():
         nested_system(Claims("weight", "wait"))
     with pytest.raises(ValueError, match="tokens_per_step: expected a whole number >= 1, got 0"):
         nested_system(nn.Linear(1, 1), tokens_per_step=0)
+
+
+def test_the_examples_of_the_documentation_run(capsys):
+    text = (Path(__file__).parents[2] / "docs" / "levels.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert len(blocks) == 2
+    names = {}
+    for block in blocks:
+        exec(block, names)
+    out = capsys.readouterr().out.splitlines()
+    assert out[0] == "1 1 " + str([f"blocks.{i}.mixer.{m}" for i in (0, 1) for m in
+                                   ("k", "v", "eta", "alpha")])  # fmt: skip
+    assert out[2] == "3 2048 ['optimizer.exp_avg', 'optimizer.exp_avg_sq']"

@@ -78,7 +78,7 @@ def _of_level(level: MemoryLevel, name: str, before: str | None) -> list[Compone
     if isinstance(regime.source, Local):
         flow = "tokens, own projections"
         objective = f"{type(regime.source.objective).__name__}(M(q_t), v_t)"
-    learned = weights_of(level, name, own="learned", memory=f"initial state of an {memory}")
+    learned = weights_of(level, name, own="learned", memory=f"initial state, {memory}")
     size = sum(p.numel() for p in level.mlp.parameters())
     fast = Component(
         name=name,

@@ -317,7 +317,7 @@ class SelfModifyingTitans(nn.Module):
         H, rule = self.heads, self.config.rule
         size = sum(i * o for i, o in self.memory.shapes(self.head_size, self.head_size).values())
         copies, objective = 2 if rule.has_momentum_state else 1, type(rule.objective).__name__
-        value = "M(v_t)" if rule.values == "self" else "v_t"
+        value = "v_t" if rule.values == "given" else "M(v_t)"
         memory = Component(
             name=path(name, "memory"),
             level=Level(1),

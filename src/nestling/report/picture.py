@@ -83,13 +83,7 @@ def picture(system: NestedSystem, *, title: str) -> str:
 def _heading(title: str, subtitle: str) -> list[str]:
     return [
         _text(title, 28.0, 40.0, size=19.0, bold=True),
-        _text(
-            f"{subtitle}; every shaded box is one gradient flow",
-            28.0,
-            62.0,
-            size=12.0,
-            colour=FAINT,
-        ),
+        _text(subtitle, 28.0, 62.0, size=12.0, colour=FAINT),
     ]
 
 
