@@ -31,6 +31,15 @@ MODELS |= {
     for variant in ("sequential", "nested", "independent")
     for source in ("local", "backprop")
 } | {"one block": {"preset": "hope", "layers": 1, "periods": (1, 10**7, None)}}  # fmt: skip
+MODELS |= {
+    "levels slower than weights": {
+        "preset": "hope", "layers": 2, "periods": (64, 4096, 65_536, None),
+        "regime": ("in_context", "in_context", "across_contexts", "in_context"),
+    },
+    "never in context": {
+        "preset": "hope", "layers": 2, "periods": (16, None), "regime": "in_context",
+    },
+}  # fmt: skip
 SVG = "{http://www.w3.org/2000/svg}"
 
 

@@ -13,6 +13,7 @@ from torch import nn
 
 from nestling.layers import Attention, ContinuumConfig, ContinuumMemory, SelfModifyingTitans
 from nestling.levels import Component, Level
+from nestling.memory import flatten
 from nestling.models import build
 from nestling.models.presets import MIXERS
 from nestling.optim import LevelwiseOptimizer, adamw
@@ -278,3 +279,41 @@ def test_the_examples_of_the_documentation_run(capsys):
     assert out[0] == "1 1 " + str([f"blocks.{i}.mixer.{m}" for i in (0, 1) for m in
                                    ("k", "v", "eta", "alpha")])  # fmt: skip
     assert out[2] == "3 2048 ['optimizer.exp_avg', 'optimizer.exp_avg_sq']"
+
+
+@pytest.mark.parametrize("name", [*MIXERS, *(n for n in IN_CONTEXT if n.endswith("local"))])
+def test_errors_reach_what_the_transfers_say_they_move(name):
+    torch.manual_seed(0)
+    periods = {"periods": (4, 8)} if name in IN_CONTEXT else {}
+    model = small(name, **periods)
+    logits, _ = model(torch.randint(256, (2, 24)))
+    logits.logsumexp(-1).mean().backward()
+    parameters = dict(model.named_parameters())
+    for component in trained(model).components:
+        if component.weights:
+            grads = [parameters[weight].grad for weight in component.weights]
+            assert any(grad is not None and bool(grad.any()) for grad in grads), component.name
+
+
+@pytest.mark.parametrize("name", ["hope", "titans", "hope nested local"])
+def test_memories_start_from_what_the_transfers_say(name):
+    model = small(name)
+    parameters = dict(model.named_parameters())
+    system = trained(model)
+    by_name = {c.name: c for c in system.components}
+    started = links(system, "initialisation")
+    for source in dict.fromkeys(s for s, _ in started if by_name[s].kind == "weights"):
+        before = {p: one.clone() for p, one in flatten(model.initial_state(1)).items()}
+        with torch.no_grad():
+            for weight in by_name[source].weights:
+                parameters[weight].add_(1.0)
+        after = flatten(model.initial_state(1))
+        layer = source.rpartition(".")[0]
+        moved = {path for path in before if not torch.equal(before[path], after[path])}
+        assert moved
+        assert all(path.startswith(f"{layer}.") for path in moved)
+        for target in (target for s, target in started if s == source):
+            where, _, own = target.rpartition(".")
+            if own in ("k", "v", "eta", "alpha"):  # in one stack
+                target = f"{where}.generators"  # noqa: PLW2901
+            assert any(path.startswith(f"{target}.") for path in moved), target

@@ -119,15 +119,18 @@ def lay_out(folded: Folded) -> Layout:
     placed: dict[str, Card] = {}
     middle_of = {period: row.middle for period, row in zip(periods, rows, strict=True)}
     trained = [[c for c in row if c.box.first.kind == "weights"] for row in by_row]
-    first = next((i for i, row in enumerate(trained) if row), len(by_row))
-    beside = any(c.box.name in carried for row in by_row[first:] for c in row)
-    start = LEFT + PAD
-    if beside:  # carried memories as slow as the weights stand left of them
-        low = [c for row in by_row for c in row if c.box.name in carried]
-        start += max(c.width for c in low) + GAP + PAD
-    placed |= _columns(trained, _before(folded, order), order, start)
     side = [[c for c in row if c.box.name in carried] for row in by_row]
-    placed |= _carried(side, placed, folded, order, LEFT + PAD)
+    within = [i for i, row in enumerate(trained) if row]  # the rows that the weights' frame covers
+    span = range(within[0], within[-1] + 1) if within else range(0)
+    beside = {card.box.name: card for i in span for card in side[i]}
+    start = LEFT + PAD
+    if beside:  # carried memories as slow as the weights stand left of their frame
+        start += max(card.width for card in beside.values()) + GAP + PAD
+    placed |= _columns(trained, _before(folded, order), order, start)
+    above = [[] if i in span else row for i, row in enumerate(side)]
+    placed |= _carried(above, placed, folded, order, LEFT + PAD)
+    for i in span:
+        placed |= _in_line(side[i], LEFT + PAD)
     edge = max((c.x + c.width for c in placed.values()), default=LEFT) + PAD + GAP
     for row in by_row:
         x = edge
@@ -142,6 +145,14 @@ def lay_out(folded: Folded) -> Layout:
     right = max([c.x + c.width for c in placed.values()] + [f.x + f.width for f in frames])
     bottom = max([c.y + c.height for c in placed.values()] + [f.y + f.height for f in frames])
     return Layout(placed, rows, frames, never, right + 40, max(bottom, never) + 30, order)
+
+
+def _in_line(cards: Sequence[Card], x: float) -> dict[str, Card]:
+    found = {}
+    for card in cards:
+        found[card.box.name] = replace(card, x=x)
+        x += card.width + GAP
+    return found
 
 
 def text_width(text: str, size: float, *, bold: bool = False) -> float:
@@ -246,10 +257,15 @@ def _rows(
     periods: Sequence[float], by_row: Sequence[Sequence[Card]]
 ) -> tuple[tuple[Row, ...], float]:
     rows: list[Row] = []
+    before: set[str] = set()
     above = TOP - ROW_GAP
     for period, cards in zip(periods, by_row, strict=True):
         half = max(card.height for card in cards) / 2
         lowest = above + ROW_GAP + half
+        kinds = {card.box.first.kind for card in cards}
+        if "weights" in before - kinds:  # the frame of the weights ends between them
+            lowest += ROW_GAP
+        before = kinds
         if math.isinf(period):
             tick = max(lowest, _axis_end(rows) + 70)
             rows.append(Row(None, tick, tick))
@@ -321,10 +337,8 @@ def _carried(
         ]
         whole = sum(card.width for card in cards) + GAP * (len(cards) - 1)
         x = max(edge, sum(around) / len(around) - whole / 2) if around else edge
-        for card in cards:
-            found[card.box.name] = replace(card, x=x)
-            x += card.width + GAP
-        edge = max(edge, x)
+        found |= _in_line(cards, x)
+        edge = max([edge, *(c.x + c.width + GAP for c in found.values())])
     return found
 
 
