@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from nestling.models import build, sampling
+from nestling.models.observe import read_on
 from nestling.models.sampling import draw, sample
 
 
@@ -24,6 +25,21 @@ def test_greedy_through_the_state_is_greedy_on_the_whole_text(preset):
         logits, _ = net(torch.tensor([text]))
         assert token == int(logits[0, -1].argmax())
         text.append(token)
+
+
+def test_levels_of_the_loss_learn_from_the_prompt_and_from_what_is_written():
+    torch.manual_seed(0)
+    net = build("transformer", width=16, heads=2, layers=1, hidden=16, periods=(3, 8),
+                regime="in_context", source="backprop", step_size=2.0).double()  # fmt: skip
+    prompt = torch.arange(40) % 5
+    text, still = prompt.tolist(), 0
+    for token in islice(sample(net, prompt, temperature=0.0), 20):
+        with torch.no_grad():
+            logits, _ = read_on(net, torch.tensor([text]))
+            still += int(net(torch.tensor([text]))[0][0, -1].argmax()) == token
+        assert token == int(logits[0].argmax())
+        text.append(token)
+    assert still < 20
 
 
 def test_prompt_may_be_fed_in_pieces(monkeypatch):

@@ -15,6 +15,7 @@ import torch
 
 from nestling.data import Decoder, Tokenizer
 from nestling.models.language_model import LanguageModel
+from nestling.models.observe import read_on
 from nestling.shapes import Float, Tensor
 
 PIECE = 1024
@@ -58,11 +59,11 @@ def _tokens(model: LanguageModel, prompt: Tensor, choose: Callable[[Tensor], int
     device = next(model.parameters()).device
     state = None
     for piece in prompt.long().to(device)[None].split(PIECE, dim=1):
-        logits, state = model(piece, state)
+        logits, state = read_on(model, piece, state)
     while True:
-        token = choose(logits[0, -1])
+        token = choose(logits[0])
         yield token
-        logits, state = model(torch.tensor([[token]], device=device), state)
+        logits, state = read_on(model, torch.tensor([[token]], device=device), state)
 
 
 def chooser(
