@@ -8,12 +8,27 @@ import torch
 from nestling.engine import plan, run
 from nestling.engine.products import products
 from nestling.layers.generate import generate
-from nestling.layers.norm import unit
-from nestling.memory import Delta, GatedTokens, LearningRule, MemoryState, MLPMemory
+from nestling.layers.self_modifying_config import SelfModifyingConfig
+from nestling.memory import (
+    DecayToInitial,
+    Delta,
+    DotProduct,
+    GatedTokens,
+    LearningRule,
+    MemoryState,
+    MLPMemory,
+)
 from nestling.memory.hidden_map import hidden_map
+from nestling.memory.unit import unit
 
 ROWS, STACK, HEADS, KEY, LENGTH = 2, 3, 2, 4, 11
-RULE = LearningRule(retention=Delta(), values="self")
+RULES = {
+    "squares": LearningRule(retention=Delta(), values="self"),
+    "unit": LearningRule(retention=Delta(), values="self_unit", hidden_step=0.3),
+    "hope": SelfModifyingConfig().rule,
+    "squares_to_initial": LearningRule(retention=Delta(DecayToInitial()), values="self"),
+    "dots": LearningRule(objective=DotProduct(), retention=Delta(), values="self", hidden_step=0.0),
+}
 
 
 def relative_difference(ours: torch.Tensor, theirs: torch.Tensor) -> float:
@@ -24,11 +39,12 @@ def leaf(*shape: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64).requires_grad_()
 
 
-def run_stack(engine: str, hidden: int, chunk_size: int) -> list[torch.Tensor]:
+def run_stack(rule: str, engine: str, hidden: int, chunk_size: int) -> list[torch.Tensor]:
     """Reads, final state and every gradient of a stack of memories under one engine."""
     torch.manual_seed(3)
     sizes = {"w_in": (KEY, hidden), "w_out": (hidden, KEY)}
     weights = {name: leaf(ROWS, STACK, HEADS, *io) for name, io in sizes.items()}
+    initial = {name: leaf(ROWS, STACK, HEADS, *io) for name, io in sizes.items()}
     k, v = leaf(ROWS, 1, HEADS, LENGTH, KEY), leaf(ROWS, 1, HEADS, LENGTH, KEY)
     q = leaf(ROWS, HEADS, LENGTH, KEY)
     eta, alpha = leaf(ROWS, STACK, HEADS, LENGTH), leaf(ROWS, 1, HEADS, LENGTH)
@@ -39,22 +55,26 @@ def run_stack(engine: str, hidden: int, chunk_size: int) -> list[torch.Tensor]:
     layout = plan(None, None, batch=ROWS, length=LENGTH, chunk_size=chunk_size)
     parts = tokens.split(layout.sizes)
     _, y, state = run(
-        MLPMemory(hidden), RULE, MemoryState(weights=weights), layout,
+        MLPMemory(hidden), RULES[rule], MemoryState(weights=weights, initial=initial), layout,
         lambda _, index: parts[index], engine=engine, reader=STACK - 1,
     )  # fmt: skip
     assert y is not None
     torch.manual_seed(4)
     outputs = [y, *state.weights.values()]
     loss = sum((x * torch.randn(x.shape, dtype=x.dtype)).sum() for x in outputs)
-    inputs = [*weights.values(), k, v, q, eta, alpha]
-    return [x.detach() for x in outputs] + list(torch.autograd.grad(loss, inputs))
+    inputs = [*weights.values(), *initial.values(), k, v, q, eta, alpha]
+    gradients = torch.autograd.grad(loss, inputs, allow_unused=True)
+    return [x.detach() for x in outputs] + [g for g in gradients if g is not None]
 
 
 @pytest.mark.parametrize("hidden", [KEY, 7])
 @pytest.mark.parametrize("chunk_size", [1, 4, 16])
-def test_stack_equals_definition(hidden, chunk_size):
-    found = run_stack("chunked", hidden, chunk_size)
-    expected = run_stack("recurrent", hidden, chunk_size)
+@pytest.mark.parametrize("rule", RULES)
+def test_stack_equals_definition(rule, hidden, chunk_size):
+    found = run_stack(rule, "chunked", hidden, chunk_size)
+    expected = run_stack(rule, "recurrent", hidden, chunk_size)
+    toward_initial = RULES[rule].retention.toward_initial
+    assert len(found) == len(expected) == (12 if toward_initial else 10)
     for ours, definition in zip(found, expected, strict=True):
         assert relative_difference(ours, definition) < 1e-10
 
@@ -74,26 +94,31 @@ def test_stretches_and_their_gradient_at_gates_of_zero(gate):
     assert relative_difference(ours, theirs) < 1e-12
 
 
-@pytest.mark.parametrize("vectors", [0, 1, 2])
+@pytest.mark.parametrize("vectors", [(), ("k",), ("v",), ("k", "v")])
 def test_generated_vectors_and_gates_equal_plain_reads(vectors):
     torch.manual_seed(5)
     gates, hidden = 2, 5
-    x = leaf(ROWS, HEADS, LENGTH, KEY)
-    count = vectors + gates + 1
+    x, u = leaf(ROWS, HEADS, LENGTH, KEY), leaf(ROWS, HEADS, LENGTH, KEY)
+    count = len(vectors) + gates + 1
     W, U = leaf(ROWS, count, HEADS, KEY, hidden), leaf(ROWS, count, HEADS, hidden, KEY)
     r, b = leaf(gates, HEADS, KEY), leaf(gates, HEADS)
-    made = generate(x, (W, U), r, b, vectors=vectors)
-    values = (x[:, None] + hidden_map(x[:, None] @ W)[0] @ U).unbind(1)
-    plain = [unit(value) for value in values[:vectors]]
+    made = generate(x, u, (W, U), (r, b), vectors=vectors)
+    names = (*vectors, "eta", "alpha", "memory")
+    inputs = torch.stack([u if name == "v" else x for name in names], dim=1)
+    values = (inputs + hidden_map(inputs @ W)[0] @ U).unbind(1)
+    plain = [unit(value) for value in values[: len(vectors)]]
     for i in range(gates):
-        logit = (values[vectors + i] * r[i][:, None]).sum(-1) + b[i][:, None]
+        logit = (values[len(vectors) + i] * r[i][:, None]).sum(-1) + b[i][:, None]
         plain.append(logit.sigmoid())
     weights = [torch.randn_like(x) for x in plain]
     for ours, theirs in zip(made, plain, strict=True):
         assert relative_difference(ours, theirs) < 1e-12
-    inputs = (x, W, U, r, b)
     found, expected = (
-        torch.autograd.grad(sum((y * w).sum() for y, w in zip(ys, weights, strict=True)), inputs)
+        torch.autograd.grad(
+            sum((y * w).sum() for y, w in zip(ys, weights, strict=True)),
+            (x, u, W, U, r, b),
+            materialize_grads=True,
+        )
         for ys in (made, plain)
     )
     for ours, theirs in zip(found, expected, strict=True):

@@ -183,21 +183,24 @@ def run_one_head(rule, W, S, initial, tokens: dict[str, Array], chunk_size: int,
             if rule.momentum is None:
                 S = [np.zeros_like(M) for M in W]
 
-        target = read(anchor, v, residual) if rule.values == "self" else v
+        target = v if rule.values == "given" else read(anchor, v, residual)
+        if rule.values == "self_unit":
+            target = target / length(target)
         inputs, surprises = gradients(anchor, k, target, rule.objective, residual)
         W_new, S_new = [], []
         for i in range(len(W)):
-            step = -eta * np.outer(inputs[i], surprises[i])
+            own = eta if i == len(W) - 1 else rule.hidden_step * eta
+            step = -own * np.outer(inputs[i], surprises[i])
             if rule.momentum is not None:
                 step = beta * S[i] + step
             elif rule.output_map is not None:  # the chunk's steps add up until they are mapped
                 step = S[i] + step
             S_new.append(step)
-            kept = retain(rule.retention, i, W[i], inputs[i], eta, alpha, initial[i])
+            kept = retain(rule.retention, i, W[i], inputs[i], own, alpha, initial[i])
             if rule.output_map is None:
                 W_new.append(kept + step)
             elif ends:
-                W_new.append(kept + eta * newton_schulz(step, rule.output_map.steps))
+                W_new.append(kept + own * newton_schulz(step, rule.output_map.steps))
             else:
                 W_new.append(kept)
         W, S = W_new, S_new

@@ -44,7 +44,9 @@ def inner_gradients(rule, W, k: Tensor, v: Tensor, residual: bool):
     """Per token of a chunk, with k (H, C, K): every matrix's input and its gradient at W."""
     count = k.shape[1]
     anchor = [M[:, None].expand(-1, count, -1, -1) for M in W]
-    target = forward(anchor, v, residual)[1] if rule.values == "self" else v
+    target = v if rule.values == "given" else forward(anchor, v, residual)[1]
+    if rule.values == "self_unit":
+        target = functional.normalize(target, dim=-1)
     copies = [M.clone() for M in anchor]  # so that the target is a constant of the inner problem
     _, p = forward(copies, k, residual)
     found = torch.autograd.grad(loss(rule.objective, p, target), copies, create_graph=True)
@@ -92,18 +94,19 @@ def run_row(rule, W, S, initial, tokens: dict[str, Tensor], chunk_size: int, res
                 tokens[name][:, start + t, None, None] for name in ("eta", "alpha", "beta")
             )
             carried = beta if rule.momentum is not None else float(rule.output_map is not None)
-            S = [carried * S[i] - eta * G[i][:, t] for i in matrices]
+            own = [eta * (1.0 if i == len(W) - 1 else rule.hidden_step) for i in matrices]
+            S = [carried * S[i] - own[i] * G[i][:, t] for i in matrices]
             kept = [faded(rule.retention, W[i], alpha, initial[i]) for i in matrices]
             for i in matrices:
                 if erases[i]:
                     x = inputs[i][:, t]
                     projector = x[:, :, None] * x[:, None, :]
-                    kept[i] = kept[i] - eta * projector @ W[i]
+                    kept[i] = kept[i] - own[i] * projector @ W[i]
             if rule.output_map is None:
                 W = [a + b for a, b in zip(kept, S, strict=True)]
             elif t + 1 == chunk_size:
                 steps = rule.output_map.steps
-                W = [a + eta * polar(b, steps) for a, b in zip(kept, S, strict=True)]
+                W = [kept[i] + own[i] * polar(S[i], steps) for i in matrices]
             else:
                 W = kept
             reads.append(forward(W, tokens["q"][:, start + t], residual)[1])

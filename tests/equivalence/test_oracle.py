@@ -51,7 +51,8 @@ def every_case() -> dict[str, Problem]:
         rule = LearningRule(objective=objective, retention=retention, momentum=momentum, **more)
         where = f"T{shape['length']}C{shape['chunk_size']}{'-initial' if explicit else ''}"
         first = "-first" if getattr(retention, "matrices", "") == "first" else ""
-        name = f"{memory}-{rule.name.replace(' ', '')}{first}-{where}"
+        slow = f"-hidden{rule.hidden_step}" if rule.hidden_step != 1 else ""
+        name = f"{memory}-{rule.name.replace(' ', '')}{first}{slow}-{where}"
         assert name not in cases, name
         cases[name] = random_problem(memory, rule, **shape, batch=batch, explicit_initial=explicit)
 
@@ -71,6 +72,11 @@ def every_case() -> dict[str, Problem]:
         add(memory, L2(), retention, momentum, explicit_initial=True)
     for memory, objective, momentum in product(("square", "mlp", "deep_mlp"), OBJECTIVES, MOMENTA):
         add(memory, objective, Delta(), momentum, values="self")
+        add(memory, objective, Delta(DecayToInitial()), momentum, values="self_unit")
+    for memory, retention, momentum in product(MEMORIES[1:], RETENTIONS[1:], MOMENTA):
+        add(memory, L2(), retention, momentum, hidden_step=0.3)
+        add(memory, DotProduct(), retention, momentum, SHORT, hidden_step=0.0)
+        add(memory, L2(), retention, momentum, EXACT, hidden_step=0.3, output_map=NewtonSchulz(2))
     mapped = (Keep(), Delta(), Delta(DecayToInitial()))
     for memory, retention, momentum in product(MEMORIES, mapped, MOMENTA):
         add(memory, L2(), retention, momentum, output_map=NewtonSchulz())
@@ -136,7 +142,9 @@ def test_every_ingredient_shows(memory):
     changes: list[dict] = [{"objective": objective} for objective in others]
     changes += [{"retention": retention} for retention in RETENTIONS[:-1]]
     changes += [{"retention": Delta(DecayToInitial(), matrices="first")}] * (memory != "square")
-    changes += [{"momentum": None}, {"output_map": NewtonSchulz()}, {"values": "self"}]
+    changes += [{"momentum": None}, {"output_map": NewtonSchulz()}]
+    changes += [{"values": "self"}, {"values": "self_unit"}]
+    changes += [{"hidden_step": 0.5}] * (memory != "square")
     changes += [{"chunk_size": 1}, {"chunk_size": 4}, {"chunk_size": 13}]
     plain = reads()
     for change in changes:

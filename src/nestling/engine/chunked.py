@@ -29,11 +29,10 @@ from nestling.engine.erase import erase_and_write
 from nestling.engine.layout import Segment
 from nestling.engine.products import Products, products
 from nestling.engine.triangular import solve_unit_lower
-from nestling.engine.two_layer import two_layer_chunk
+from nestling.engine.two_layer import TwoLayerRule, two_layer_chunk
 from nestling.memory.linear import Surprise
 from nestling.memory.mlp import MLPMemory
-from nestling.memory.objective import L2
-from nestling.memory.rule import Delta, LearningRule
+from nestling.memory.rule import LearningRule
 from nestling.memory.state import GatedTokens, map_tensors
 from nestling.shapes import Float, Tensor
 
@@ -71,8 +70,8 @@ class Gates:
     c_before: Tensor | None
 
     @staticmethod
-    def of(rule: LearningRule, tokens: GatedTokens) -> Gates:
-        """From a chunk's eta, alpha, beta and mask."""
+    def of(rule: LearningRule, tokens: GatedTokens, scale: float = 1.0) -> Gates:
+        """From a chunk's eta (times ``scale``), alpha, beta and mask."""
         decay = products(tokens.alpha)
         a, c = None, decay.between
         momentum = products(tokens.beta) if rule.has_momentum_state else None
@@ -82,7 +81,7 @@ class Gates:
             landed = decay.between * mask
             c = landed @ momentum.between
             a = (landed @ momentum.total[..., None]).squeeze(-1)
-        eta = tokens.eta[..., None]
+        eta = tokens.eta[..., None] * scale if scale != 1.0 else tokens.eta[..., None]
         return Gates(
             step=-eta,
             decay=decay,
@@ -209,14 +208,19 @@ def chunked(
     reader: int | None = None,
 ) -> tuple[Tensor | None, Carry]:
     """Run the tokens of one segment at once."""
-    if reads == "exact" and segment.opens is True and _is_hope(memory, rule, carry, tokens, reader):
-        return _two_layer(carry, tokens, reader)
+    if reads == "exact" and segment.opens is True:
+        how = _two_layer_rule(memory, rule, carry, tokens, reader)
+        if how is not None:
+            return _two_layer(how, rule, carry, tokens, reader)
     surprises = memory.surprises(carry.anchor, tokens.k, tokens.v, rule)
-    gates = Gates.of(rule, tokens)
+    *hidden, last = surprises
+    step_of = {**dict.fromkeys(hidden, rule.hidden_step), last: 1.0}
+    gates_at = {step: Gates.of(rule, tokens, step) for step in dict.fromkeys(step_of.values())}
+    gates = {name: gates_at[step] for name, step in step_of.items()}
     paths = {
         name: path(
             rule,
-            gates,
+            gates[name],
             surprise,
             carry.weights[name],
             carry.momentum.get(name),
@@ -228,12 +232,12 @@ def chunked(
     }
     weights = {name: item.last() for name, item in paths.items()}
     momentum = {
-        name: _momentum(gates, surprise, carry.momentum[name])
+        name: _momentum(gates[name], surprise, carry.momentum[name])
         for name, surprise in surprises.items()
         if rule.has_momentum_state
     }
     if rule.output_map is not None:
-        weights = _write_step(rule, segment, tokens, weights, momentum)
+        weights = _write_step(rule, segment, gates, weights, momentum)
     moved = carry.moved(weights, momentum)
     if tokens.q is None:
         return None, moved
@@ -243,39 +247,36 @@ def chunked(
     return y, moved
 
 
-def _is_hope(memory, rule: LearningRule, carry: Carry, tokens: GatedTokens, reader) -> bool:
-    """Whether the chunk is the case that ``two_layer.py`` has as one function."""
-    alone = carry.weights[next(iter(carry.weights))].dim() == 4
+def _two_layer_rule(
+    memory, rule: LearningRule, carry: Carry, tokens: GatedTokens, reader
+) -> TwoLayerRule | None:
+    """The rule, if the chunk is the case that ``two_layer.py`` has as one function."""
+    if not isinstance(memory, MLPMemory) or memory.depth != 2:
+        return None
+    alone = carry.weights["w_in"].dim() == 4
     shared = alone or tokens.k.shape[1] == tokens.v.shape[1] == tokens.alpha.shape[1] == 1
-    return (
-        isinstance(memory, MLPMemory)
-        and memory.depth == 2
-        and rule.objective == L2()
-        and rule.retention == Delta()
-        and rule.momentum is None
-        and rule.output_map is None
-        and rule.values == "self"
-        and shared
-        and (alone or reader is not None or tokens.q is None)
-    )
+    read = alone or reader is not None or tokens.q is None
+    return TwoLayerRule.of(rule) if shared and read else None
 
 
 def _two_layer(
-    carry: Carry, tokens: GatedTokens, reader: int | None
+    how: TwoLayerRule, rule: LearningRule, carry: Carry, tokens: GatedTokens, reader: int | None
 ) -> tuple[Tensor | None, Carry]:
     """The chunk of memories that stand alone or in a stack, by :func:`two_layer_chunk`."""
-    weights = carry.weights
-    W, U, k, v, eta, alpha = (
-        weights["w_in"], weights["w_out"], tokens.k, tokens.v, tokens.eta, tokens.alpha
-    )  # fmt: skip
-    alone = W.dim() == 4
+    names = ("w_in", "w_out")
+    k, v, eta, alpha = tokens.k, tokens.v, tokens.eta, tokens.alpha
+    matrices = [carry.weights[name] for name in names]
+    matrices += [carry.initial[name] if rule.retention.toward_initial else None for name in names]
+    alone = carry.weights["w_in"].dim() == 4
     if alone:
-        W, U, eta = W[:, None], U[:, None], eta[:, None]
+        matrices, eta = [None if M is None else M[:, None] for M in matrices], eta[:, None]
     else:
         k, v, alpha = k.squeeze(1), v.squeeze(1), alpha.squeeze(1)
+    W, U, *initial = matrices
     y, W, U = two_layer_chunk(
-        k, v, tokens.q, eta, products(alpha).stretches, (W, U), 0 if reader is None else reader
-    )
+        k, v, tokens.q, eta, products(alpha).stretches, (W, U), tuple(initial), how,
+        0 if reader is None else reader,
+    )  # fmt: skip
     if alone:
         W, U = W[:, 0], U[:, 0]
     return y, carry.moved({"w_in": W, "w_out": U}, {})
@@ -289,18 +290,19 @@ def _momentum(gates: Gates, surprise: Surprise, S: Tensor) -> Tensor:
 
 
 def _write_step(
-    rule, segment: Segment, tokens: GatedTokens, weights, momentum
+    rule, segment: Segment, gates: dict[str, Gates], weights, momentum
 ) -> dict[str, Tensor]:
     """The output map's step, in rows whose chunk ends here, with the last token's eta."""
     if segment.closes is False:
         return weights
-    closing = segment.closing.to(tokens.eta.device)
-    closing = closing.reshape(closing.shape[0], *[1] * (tokens.eta.dim() - 2), -1)
-    eta = (tokens.eta * closing).sum(-1)[..., None, None]
-    return {
-        name: choose(segment.closes, M + eta * rule.output_map(momentum[name]), M)
-        for name, M in weights.items()
-    }
+    moved = {}
+    for name, M in weights.items():
+        eta = -gates[name].step.squeeze(-1)
+        closing = segment.closing.to(eta.device)
+        closing = closing.reshape(closing.shape[0], *[1] * (eta.dim() - 2), -1)
+        eta = (eta * closing).sum(-1)[..., None, None]
+        moved[name] = choose(segment.closes, M + eta * rule.output_map(momentum[name]), M)
+    return moved
 
 
 def _read(memory, rule, segment, q, paths, moved: Carry, how: tuple[str, int | None]) -> Tensor:

@@ -44,11 +44,12 @@ def recurrent(
 
 def write(memory, rule: LearningRule, carry: Carry, token: GatedTokens, closing: Tensor) -> Carry:
     """One token's write; rows whose token is padding stay as they are."""
-    eta, alpha, beta = token.eta[..., 0], token.alpha[..., 0], token.beta[..., 0]
+    alpha, beta = token.alpha[..., 0], token.beta[..., 0]
     surprises = memory.surprises(carry.anchor, token.k, token.v, rule)
     weights, momentum = {}, {}
     for index, (name, (key, error, _)) in enumerate(surprises.items()):
-        M, k = carry.weights[name], key[..., 0, :]
+        M, k, last = carry.weights[name], key[..., 0, :], index == len(surprises) - 1
+        eta = token.eta[..., 0] * (1.0 if last else rule.hidden_step)
         step = -eta[..., None, None] * key.mT @ error
         if rule.has_momentum_state:
             S = beta[..., None, None] * carry.momentum[name] + step

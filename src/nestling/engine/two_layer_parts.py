@@ -43,12 +43,11 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Coefficients:
-    """What both matrices of all memories share.
+    """What both matrices of all memories share; ``eta`` but for a factor.
 
     Attributes:
         eta: ``(Z, C, 1)``.
         decay: ``D'``, ``(Z, C, C)``.
-        erase: ``eta D'``.
         recall: ``A'``, ``(Z, C, 1)``.
         share: last row of ``D`` as a column, ``(Z, C, 1)``.
         kept: ``A_C``, ``(Z, 1, 1)``.
@@ -56,7 +55,6 @@ class Coefficients:
 
     eta: Tensor
     decay: Tensor
-    erase: Tensor
     recall: Tensor
     share: Tensor
     kept: Tensor
@@ -64,18 +62,21 @@ class Coefficients:
     @staticmethod
     def of(sizes: Sizes, eta: Tensor, E: Tensor) -> Coefficients:
         """From ``eta`` ``(Z, C, 1)`` and the products ``(B, H, C+1, C+1)``."""
-        decay = sizes.each(E[..., :-1, 1:])
         return Coefficients(
-            eta=eta, decay=decay, erase=eta * decay, recall=sizes.each(E[..., :-1, :1]),
+            eta=eta, decay=sizes.each(E[..., :-1, 1:]), recall=sizes.each(E[..., :-1, :1]),
             share=sizes.each(E[..., -1, 1:, None]), kept=sizes.each(E[..., -1:, :1]),
         )  # fmt: skip
 
 
 @dataclass(frozen=True)
 class Write:
-    """One matrix of every memory: ``(I + eta D' * key key^T) w = -eta (error + A' held)``.
+    """One matrix of every memory: ``(I + eta D' * key key^T) w = -eta (error + recalled)``.
+
+    ``recalled = A' held``, and where decay returns to an initial matrix ``M_0`` instead of to zero
+    ``A' held + (1 - A') key M_0``.
 
     Attributes:
+        eta: its own step sizes, ``(Z, C, 1)``.
         key: ``(Z, C, I)``.
         error: derivative of the objective at the anchor, ``(Z, C, O)``.
         held: ``key M``, ``(Z, C, O)``.
@@ -83,8 +84,11 @@ class Write:
         G: ``key key^T``, ``(Z, C, C)``.
         inverse: of the system's matrix, ``(Z, C, C)``.
         w: the solution, ``(Z, C, O)``.
+        start: ``M_0`` or None.
+        held_start: ``key M_0`` or None.
     """
 
+    eta: Tensor
     key: Tensor
     error: Tensor
     held: Tensor
@@ -92,25 +96,31 @@ class Write:
     G: Tensor
     inverse: Tensor
     w: Tensor
+    start: Tensor | None = None
+    held_start: Tensor | None = None
 
     @staticmethod
-    def of(at: Coefficients, key, error, held, M, G, inverse) -> tuple[Write, Tensor]:
+    def of(at: Coefficients, eta, key, error, held, M, G, inverse, start) -> tuple[Write, Tensor]:
         """Solve for what is written, and the matrix after the chunk."""
-        right = torch.addcmul(error, at.recall, held).mul_(-at.eta)
-        w = torch.bmm(inverse, right)
-        after = (M * at.kept).baddbmm_(key.mT, w * at.share)
-        return Write(key, error, held, M, G, inverse, w), after
+        if start is None:
+            held_start, right, after = None, torch.addcmul(error, at.recall, held), M * at.kept
+        else:
+            held_start = torch.bmm(key, start)
+            right = torch.lerp(held_start, held, at.recall).add_(error)
+            after = torch.lerp(start, M, at.kept)
+        w = torch.bmm(inverse, right.mul_(-eta))
+        after.baddbmm_(key.mT, w * at.share)
+        return Write(eta, key, error, held, M, G, inverse, w, start, held_start), after
 
     def backward(self, at: Coefficients, dw: tuple[Tensor, slice] | None, dafter: Tensor):
-        """Derivatives for key, error, held, M and G, and for the :class:`Coefficients`.
+        """Derivatives for key, error, held, M, G and M_0, and for the :class:`Coefficients`.
 
         ``dw`` is that of a part of the stack. Neither ``held = key M`` nor ``G = key key^T`` is
-        followed here.
+        followed here; ``key M_0`` is.
         """
-        w = self.w
+        w, start, held_start = self.w, self.start, self.held_start
         dmoved = torch.bmm(self.key, dafter)
         dshare = dot(dmoved, w)
-        dkept = (dafter * self.M).sum((-2, -1), keepdim=True)
         dkey = torch.bmm(w * at.share, dafter.mT)
         dtotal = dmoved.mul_(at.share)
         if dw is not None:
@@ -118,17 +128,28 @@ class Write:
         # minus the derivative of the right-hand side
         against = torch.empty_like(dtotal).baddbmm_(self.inverse.mT, dtotal, beta=0, alpha=-1)
         dL = torch.bmm(against, w.mT)
-        dG = dL * at.erase
-        along_held = dot(against, self.held)
+        dG = dL * at.decay * self.eta
+        beyond, offset = self.held, self.M
+        if start is not None:
+            beyond, offset = self.held - held_start, self.M - start
+        dkept = (dafter * offset).sum((-2, -1), keepdim=True)
+        along_held = dot(against, beyond)
         deta = dot(against, self.error).addcmul_(along_held, at.recall)
-        slopes = Slopes(deta, dL.mul_(self.G), along_held.mul_(at.eta), dshare, dkept)
-        derror = against.mul_(at.eta)
-        return dkey, derror, derror * at.recall, dafter * at.kept, dG, slopes
+        if start is not None:
+            deta += dot(against, held_start)
+        slopes = Slopes(deta, dL.mul_(self.G), along_held.mul_(self.eta), dshare, dkept)
+        derror = against.mul_(self.eta)
+        dheld, dM, dstart = derror * at.recall, dafter * at.kept, None
+        if start is not None:
+            dheld_start = derror - dheld
+            dstart = (dafter - dM).baddbmm_(self.key.mT, dheld_start)
+            dkey.baddbmm_(dheld_start, start.mT)
+        return dkey, derror, dheld, dM, dG, dstart, slopes
 
 
 @dataclass(frozen=True)
 class Slopes:
-    """Derivatives of the coefficients; ``erase`` before its factor ``eta`` or ``D'``."""
+    """Derivatives of the coefficients; ``erase`` is that of ``eta D'``, ``eta`` the rest's."""
 
     eta: Tensor
     erase: Tensor
@@ -136,10 +157,11 @@ class Slopes:
     share: Tensor
     kept: Tensor
 
-    def add_(self, other: Slopes) -> Slopes:
-        """Those of the other matrix, added in place."""
+    def add_(self, other: Slopes, step: float) -> Slopes:
+        """Those of a matrix whose ``eta`` is ``step`` times this one's, added in place."""
         for name in ("eta", "erase", "recall", "share", "kept"):
-            getattr(self, name).add_(getattr(other, name))
+            factor = step if name in ("eta", "erase") else 1.0
+            getattr(self, name).add_(getattr(other, name), alpha=factor)
         return self
 
     def gathered(self, sizes: Sizes, at: Coefficients) -> tuple[Tensor, Tensor]:
@@ -156,30 +178,44 @@ class Slopes:
 
 @dataclass(frozen=True)
 class Read:
-    """Token-exact reads of one matrix: ``y = A (x M) + (x key^T * D) w``, all ``(B H, ...)``."""
+    """Token-exact reads of one matrix: ``y = A (x M) + (x key^T * D) w``, all ``(B H, ...)``.
+
+    With a matrix that decay returns to, ``y`` has ``(1 - A) (x M_0)`` besides.
+    """
 
     x: Tensor
     key: Tensor
     M: Tensor
     w: Tensor
+    start: Tensor | None
     anchored: Tensor
+    anchored_start: Tensor | None
     overlap: Tensor
 
     @staticmethod
-    def of(E: Tensor, x: Tensor, key: Tensor, M: Tensor, w: Tensor) -> tuple[Read, Tensor]:
+    def of(
+        E: Tensor, x: Tensor, key: Tensor, M: Tensor, w: Tensor, start: Tensor | None
+    ) -> tuple[Read, Tensor]:
         """The reads, ``(B H, C, O)``; E is ``(B H, C+1, C+1)``."""
-        anchored, overlap = torch.bmm(x, M), torch.bmm(x, key.mT)
-        y = (anchored * E[:, 1:, :1]).baddbmm_(overlap * E[:, 1:, 1:], w)
-        return Read(x, key, M, w, anchored, overlap), y
+        anchored, overlap, A = torch.bmm(x, M), torch.bmm(x, key.mT), E[:, 1:, :1]
+        anchored_start = None if start is None else torch.bmm(x, start)
+        y = anchored * A if anchored_start is None else torch.lerp(anchored_start, anchored, A)
+        y.baddbmm_(overlap * E[:, 1:, 1:], w)
+        return Read(x, key, M, w, start, anchored, anchored_start, overlap), y
 
-    def backward(self, E: Tensor, dy: Tensor, dE: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """Derivatives for ``x``, ``key``, ``M``, ``w``; that of E is added to ``dE``."""
+    def backward(self, E: Tensor, dy: Tensor, dE: Tensor):
+        """Derivatives for ``x``, ``key``, ``M``, ``w``, ``M_0``; that of E is added to ``dE``."""
         A, D = E[:, 1:, :1], E[:, 1:, 1:]
-        dE[:, 1:, :1] += dot(dy, self.anchored)
+        beyond = self.anchored if self.start is None else self.anchored - self.anchored_start
+        dE[:, 1:, :1] += dot(dy, beyond)
         dw = torch.bmm((self.overlap * D).mT, dy)
         dreads = torch.bmm(dy, self.w.mT)
         dE[:, 1:, 1:] += dreads * self.overlap
         dreads = dreads.mul_(D)
-        faded = dy * A
+        faded, dstart = dy * A, None
         dx = torch.bmm(faded, self.M.mT).baddbmm_(dreads, self.key)
-        return dx, torch.bmm(dreads.mT, self.x), torch.bmm(self.x.mT, faded), dw
+        if self.start is not None:
+            rest = dy - faded
+            dx.baddbmm_(rest, self.start.mT)
+            dstart = torch.bmm(self.x.mT, rest)
+        return dx, torch.bmm(dreads.mT, self.x), torch.bmm(self.x.mT, faded), dw, dstart

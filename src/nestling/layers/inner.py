@@ -54,13 +54,19 @@ def initial_memory(initial: nn.ParameterDict, batch: int, rule: LearningRule) ->
 
 
 def stacked(generators: MemoryState, memory: MemoryState) -> MemoryState:
-    """Append ``(B, H, ...)`` to the stack ``(B, N, H, ...)``; they share clock and shapes."""
+    """Append ``(B, H, ...)`` to the stack ``(B, N, H, ...)``; they share clock and shapes.
+
+    Memories come first in memory, as ``engine/two_layer.py`` wants them.
+    """
 
     def cat(group: str) -> Weights | None:
         ours, other = getattr(generators, group), getattr(memory, group)
         if not ours:
             return ours
-        return {name: torch.cat([W, other[name][:, None]], dim=1) for name, W in ours.items()}
+        return {
+            name: torch.cat([W.transpose(0, 1), other[name][None]]).transpose(0, 1)
+            for name, W in ours.items()
+        }
 
     groups = {group: cat(group) for group in ("weights", "momentum", "anchor", "initial")}
     return MemoryState(position=generators.position, **groups)  # type: ignore[arg-type]

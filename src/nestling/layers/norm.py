@@ -8,6 +8,7 @@ from torch.autograd.function import once_differentiable
 
 from nestling.shapes import Float, Tensor
 
+
 class _RMS(torch.autograd.Function):
     """``y = x r w`` with ``r = 1 / rms(x)``, in half the memory traffic of the composite.
 

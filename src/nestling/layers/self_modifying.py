@@ -3,7 +3,8 @@
 Up to six memories M_k, M_v, M_q, M_eta, M_alpha, M_memory, each a residual MLP whose initial state
 is learned by the outer loop through the inner one. For token t (NL Eq. 86-88)
 
-    k_t = M_k(x_t),  v_t = M_v(x_t),  eta_t, alpha_t read from M_eta(x_t), M_alpha(x_t)
+    x_t, u_t, q_t = the token's projections, each behind a short convolution
+    k_t = M_k(x_t),  v_t = M_v(u_t),  eta_t, alpha_t read from M_eta(x_t), M_alpha(x_t)
     v^_box = M_box(v_t)                                 every memory generates its own target
     M_box <- M_box (alpha_t I - eta_t k_t k_t^T) - eta_t grad L(M_box; k_t, v^_box)
     y_t = M_memory(q_t),  q_t = x_t W_q
@@ -37,9 +38,10 @@ from nestling.layers.inner import (
     stacked,
     unstacked,
 )
-from nestling.layers.norm import RMSNorm, unit
+from nestling.layers.norm import RMSNorm
 from nestling.layers.self_modifying_config import (
     GENERATORS,
+    PATHS,
     Generated,
     SelfModifyingConfig,
     SelfModifyingState,
@@ -47,6 +49,7 @@ from nestling.layers.self_modifying_config import (
 )
 from nestling.levels import Component, Level, Transfer, path, weights_of
 from nestling.memory import LinearMemory, MemoryState, MLPMemory, Tokens
+from nestling.memory.unit import unit
 from nestling.shapes import Float, Tensor
 
 
@@ -77,12 +80,9 @@ class SelfModifyingTitans(nn.Module):
         self.memory = MLPMemory(hidden) if hidden else LinearMemory()
         self.generators = tuple(name for name in GENERATORS if name in config.adaptive)
 
-        self.project = nn.ModuleDict({"kv": _linear(width), "q": _linear(width)})
-        self.project.update(
-            {name: _linear(width) for name in ("k", "v") if name not in config.adaptive}
-        )
+        self.project = nn.ModuleDict({name: _linear(width) for name in PATHS})
         self.conv = nn.ModuleDict(
-            {name: ShortConvolution(width, config.conv_size) for name in ("kv", "q")}
+            {name: ShortConvolution(width, config.conv_size) for name in PATHS}
             if config.conv_size
             else {}
         )
@@ -110,7 +110,7 @@ class SelfModifyingTitans(nn.Module):
         """The learned initial memories, one copy per row; gradients reach them (NL 3.3)."""
         tail = self.out.weight.new_zeros(batch, max(0, self.config.conv_size - 1), self.width)
         return SelfModifyingState(
-            tails=(tail, tail),
+            tails=(tail,) * len(PATHS),
             generators=None if self.initial_generators is None
             else initial_memory(self.initial_generators, batch, self.config.rule),
             memory=initial_memory(self.initial_memory, batch, self.config.rule),
@@ -135,7 +135,7 @@ class SelfModifyingTitans(nn.Module):
         """
         state = state or self.initial_state(x.shape[0])
         paths, tails = {}, []
-        for name, before in zip(("kv", "q"), state.tails, strict=True):
+        for name, before in zip(PATHS, state.tails, strict=True):
             path, tail = self.project[name](x), before
             if self.conv:
                 path, tail = self.conv[name](path, before, lengths)
@@ -148,7 +148,7 @@ class SelfModifyingTitans(nn.Module):
             mask = torch.arange(x.shape[1])[None, :] < lengths.cpu()[:, None]
         y, generators, memory = self._write(paths, state, mask)
         return self._leave(x, y), SelfModifyingState(
-            tails=(tails[0], tails[1]), generators=generators, memory=memory
+            tails=tuple(tails), generators=generators, memory=memory
         )
 
     def _leave(self, x: Tensor, y: Tensor) -> Tensor:
@@ -182,11 +182,11 @@ class SelfModifyingTitans(nn.Module):
         """
         config = self.config
         if state.generators is None:
-            tokens = self._sources(paths, plan_for(paths["kv"], mask, None, 0))[0](None, 0)
+            tokens = self._sources(paths, plan_for(paths["k"], mask, None, 0))[0](None, 0)
             y, memory = self._remember(tokens, state.memory, mask)
             return y, None, memory
         own = state.generators
-        layout = plan_for(paths["kv"], mask, own.position, config.chunk_size)
+        layout = plan_for(paths["k"], mask, own.position, config.chunk_size)
         generators_only, everything = self._sources(paths, layout)
         if config.chunk_size == config.memory_chunk_size:
             _, y, joint = run(
@@ -206,13 +206,13 @@ class SelfModifyingTitans(nn.Module):
         self, paths: dict[str, Tensor], layout: Layout
     ) -> tuple[Callable[[Carry | None, int], Generated], Callable[[Carry | None, int], Generated]]:
         """Tokens of a segment: for the generators alone, and with ``memory`` behind them."""
-        x, q = (layout.spread(paths[name], axis=-2) for name in ("kv", "q"))
+        x, u, q = (layout.spread(paths[name], axis=-2) for name in PATHS)
         valid = layout.valid
         idle = None if valid is None else ~valid.to(x.device)[:, None, :]
         if valid is None:
             valid = torch.ones(x.shape[0], x.shape[-2], dtype=torch.bool)
-        whole = {"x": (x, -2), "q": (q, -2), "valid": (valid.to(x.device), -1)}
-        whole |= self._static(x, q, idle)
+        whole = {"x": (x, -2), "u": (u, -2), "q": (q, -2), "valid": (valid.to(x.device), -1)}
+        whole |= self._static(whole, idle)
         parts = {name: torch.split(value, layout.sizes, dim=axis)
                  for name, (value, axis) in whole.items()}  # fmt: skip
         readings = self._readings(x.dtype)
@@ -237,15 +237,17 @@ class SelfModifyingTitans(nn.Module):
 
         return (lambda carry, index: tokens(carry, index, scale)), everything
 
-    def _static(self, x: Tensor, q: Tensor, idle: Tensor | None) -> dict[str, tuple[Tensor, int]]:
+    def _static(
+        self, whole: dict[str, tuple[Tensor, int]], idle: Tensor | None
+    ) -> dict[str, tuple[Tensor, int]]:
         """What no memory makes, with its time axis: for all tokens at once."""
-        found = {}
-        for name in ("k", "v"):
-            if name in self.project:
-                y = self._heads(self.project[name](x.transpose(1, 2).flatten(2)))
-                found[name] = (unit(y), -2)
-        if "q" not in self.generators:
-            found["q"] = (unit(q), -2)
+        sources = {"k": whole["x"][0], "v": whole["u"][0], "q": whole["q"][0]}
+        found = {
+            name: (unit(source), -2)
+            for name, source in sources.items()
+            if name not in self.generators
+        }
+        x = sources["k"]
         for name in ("eta", "alpha", "beta"):
             if name not in self.gates:
                 found[name] = (x.new_ones(x.shape[:-1]), -1)
@@ -281,12 +283,11 @@ class SelfModifyingTitans(nn.Module):
         idle = ~part["valid"][:, None, :] if padded else None
         if readings is not None:
             weights = carry.anchor["w_in"], carry.anchor["w_out"]
-            made = generate(x, weights, *readings, vectors=len(vectors))
+            made = generate(x, part["u"], weights, readings, vectors=vectors)
         else:
             stack = {name: W.narrow(1, 0, len(names)) for name, W in carry.anchor.items()}
-            inputs = x[:, None]
-            if "q" in names:
-                inputs = torch.stack([part["q"] if name == "q" else x for name in names], dim=1)
+            paths = {"v": part["u"], "q": part["q"]}
+            inputs = torch.stack([paths.get(name, x) for name in names], dim=1)
             values = self.memory.read(inputs, partial(matrix, stack)).unbind(1)
             made = [self.gates[name](value) if name in self.gates else unit(value)
                     for name, value in zip(names, values, strict=True)]  # fmt: skip

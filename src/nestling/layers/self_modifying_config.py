@@ -5,13 +5,26 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, Literal
 
-from nestling.memory import Delta, GatedTokens, LearningRule, MemoryState
+from nestling.memory import (
+    DecayToInitial,
+    Delta,
+    DotProduct,
+    GatedTokens,
+    LearningRule,
+    MemoryState,
+)
 from nestling.shapes import Tensor
 
 Writes = Literal["on", "off"]
 """Whether a call moves inner memories; reading them never depends on it."""
 
 GENERATORS = ("k", "v", "q", "eta", "alpha")
+
+PATHS = ("k", "v", "q")
+"""Projections of the residual stream, each behind a convolution. Gates read that of the keys.
+
+Values need one of their own: from one input, memories that have faded make k = v, their error is
+then exactly zero, and nothing is ever written again."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,8 +38,8 @@ class SelfModifyingConfig:
         rule: learning rule of all of them.
         chunk_size: tokens between two anchors of the generators.
         memory_chunk_size: the same for ``memory``.
-        conv_size: taps of the convolutions on the key/value and query paths; 0 for none.
-        eta_max: largest step size; 1 suits L2 with DGD, which decays twice (reading R7).
+        conv_size: taps of the convolutions on the key, value and query paths; 0 for none.
+        eta_max: largest step size; above 1 DGD's transition turns negative (reading R7).
         eta_init: step size of ``memory`` at the start of training.
         generator_scale: what the generators' step sizes are multiplied by at the start; learned.
         alpha_init: fraction kept per token at the start (reading R4).
@@ -36,7 +49,12 @@ class SelfModifyingConfig:
 
     hidden: int | None = None
     adaptive: tuple[str, ...] = ("k", "v", "eta", "alpha", "memory")
-    rule: LearningRule = LearningRule(retention=Delta(), values="self")
+    rule: LearningRule = LearningRule(
+        objective=DotProduct(),
+        retention=Delta(decay=DecayToInitial()),
+        values="self_unit",
+        hidden_step=0.1,
+    )
     chunk_size: int = 32
     memory_chunk_size: int = 32
     conv_size: int = 4
@@ -66,12 +84,12 @@ class SelfModifyingState:
     """State of the layer: the convolutions' last inputs and the memories.
 
     Attributes:
-        tails: last inputs of the key/value and the query convolution, ``(B, 3, D)`` each.
+        tails: last inputs of the convolutions on ``PATHS``, ``(B, 3, D)`` each.
         generators: stacked on an axis N: ``(B, N, H, in, out)``; None if all are static.
         memory: ``(B, H, in, out)``.
     """
 
-    tails: tuple[Tensor, Tensor]
+    tails: tuple[Tensor, ...]
     generators: MemoryState | None
     memory: MemoryState
 

@@ -55,7 +55,7 @@ class LinearMemory:
     ) -> dict[str, Surprise]:
         """The gradient of ``L(k W; v)`` as key and error, at the given weights."""
         held = k @ weights["w"]
-        target = v @ weights["w"] if rule.values == "self" else v
+        target = rule.target(v, lambda x: x @ weights["w"])
         return {"w": Surprise(k, rule.objective.gradient(held, target), held)}
 
     @property

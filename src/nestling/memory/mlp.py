@@ -99,7 +99,7 @@ class MLPMemory:
             h = trace[-1][0]
         keys.append(h)
         held.append(h @ weights["w_out"])
-        target = self.read(v, lambda name, x: x @ weights[name]) if rule.values == "self" else v
+        target = rule.target(v, lambda x: self.read(x, lambda name, h: h @ weights[name]))
         error = rule.objective.gradient(k + held[-1], target)
         errors = [error]
         for i in range(self.depth - 2, -1, -1):

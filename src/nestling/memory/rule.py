@@ -13,11 +13,13 @@ linear attention, ``LearningRule(L2(), Delta())`` is NL's Delta Gradient Descent
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal, Protocol, runtime_checkable
 
 from nestling.memory.objective import L2, Objective
 from nestling.memory.orthogonal import newton_schulz
+from nestling.memory.unit import unit
 from nestling.shapes import Float, Tensor
 
 
@@ -208,10 +210,13 @@ class LearningRule:
         momentum: ``Momentum()`` or ``None``.
         output_map: ``NewtonSchulz()`` or ``None``, applied to the chunk's step.
         values: ``"given"``: the target is ``v``; ``"self"``: the memory generates its own target
-            from it, ``v_hat = M(v)`` at the chunk's anchor (NL Eq. 86-87).
+            from it, ``v_hat = M(v)`` at the chunk's anchor (NL Eq. 86-87); ``"self_unit"``:
+            ``v_hat = M(v) / |M(v)|``. Unbounded targets feed a memory with its own size.
+        hidden_step: what ``eta`` is multiplied by for every matrix but a memory's last. Their
+            outputs are the last one's keys: what moves them blurs what it has stored.
 
     Raises:
-        ValueError: if ``values`` is neither.
+        ValueError: if ``values`` is none of these or ``hidden_step`` is negative.
 
     >>> LearningRule(objective=L2(), retention=Delta(), momentum=Momentum()).name
     'L2 x Delta(Decay) x Momentum'
@@ -221,16 +226,28 @@ class LearningRule:
     retention: Retention = Keep()
     momentum: Momentum | None = None
     output_map: NewtonSchulz | None = None
-    values: Literal["given", "self"] = "given"
+    values: Literal["given", "self", "self_unit"] = "given"
+    hidden_step: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.values not in ("given", "self"):
-            raise ValueError(f"values: expected 'given' or 'self', got {self.values!r}")
+        if self.values not in ("given", "self", "self_unit"):
+            raise ValueError(
+                f"values: expected 'given', 'self' or 'self_unit', got {self.values!r}"
+            )
+        if not self.hidden_step >= 0:
+            raise ValueError(f"hidden_step: expected 0 or more, got {self.hidden_step}")
 
     @property
     def has_momentum_state(self) -> bool:
         """Whether a momentum must be carried in the state."""
         return self.momentum is not None or self.output_map is not None
+
+    def target(self, v: Tensor, read: Callable[[Tensor], Tensor]) -> Tensor:
+        """What a memory that reads by ``read`` shall answer for the value ``v``."""
+        if self.values == "given":
+            return v
+        made = read(v)
+        return unit(made) if self.values == "self_unit" else made
 
     @property
     def name(self) -> str:
@@ -240,4 +257,5 @@ class LearningRule:
             retention = f"Delta({type(self.retention.decay).__name__})"
         parts = [type(self.objective).__name__, retention]
         parts += [type(part).__name__ for part in (self.momentum, self.output_map) if part]
-        return " x ".join(parts) + (" on own values" if self.values == "self" else "")
+        own = {"given": "", "self": " on own values", "self_unit": " on own unit values"}
+        return " x ".join(parts) + own[self.values]
