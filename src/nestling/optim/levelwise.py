@@ -47,6 +47,27 @@ class Moved:
     norms: dict[Level, float]
 
 
+@dataclass(frozen=True, kw_only=True)
+class Move:
+    """The end of a level's period across contexts: the event where its parameters move.
+
+    Attributes:
+        level: its period.
+        tokens: seen in all.
+        before: copies of its parameters as they were held, by name.
+        after: copies of what its optimizer makes of them.
+    """
+
+    level: Level
+    tokens: int
+    before: Mapping[str, Tensor]
+    after: Mapping[str, Tensor]
+
+
+OnMove = Callable[[Move], Mapping[str, Tensor] | None]
+"""Sees every move; the parameters that it returns are taken instead of those in ``after``."""
+
+
 @dataclass
 class _Held:
     """One level: its parameters, its optimizer, and the steps since it last moved."""
@@ -126,11 +147,17 @@ class LevelwiseOptimizer:
                 group["lr"] = group["initial_lr"] * factor
 
     @torch.no_grad()
-    def step(self, *, tokens: int) -> Moved:
+    def step(self, *, tokens: int, on_move: OnMove | None = None) -> Moved:
         """Advance the clocks by ``tokens`` and move the levels whose period is over.
 
+        Args:
+            tokens: read since the last step.
+            on_move: called for every level that moves, fastest first; it costs two copies of the
+                level's parameters.
+
         Raises:
-            ValueError: if ``tokens`` is not a positive whole number.
+            ValueError: if ``tokens`` is not a positive whole number, or ``on_move`` returns what
+                is no parameter of the level.
             NonFiniteError: if a gradient is NaN or infinite. Nothing has been moved then.
         """
         if not isinstance(tokens, int) or tokens < 1:
@@ -158,7 +185,12 @@ class LevelwiseOptimizer:
             if factor != 1.0 and gradients:
                 torch._foreach_mul_(gradients, factor)
             assert held.optimizer is not None
+            held_before = None if on_move is None else _copies(held)
             held.optimizer.step()
+            if on_move is not None and held_before is not None:
+                move = Move(level=held.level, tokens=self.tokens, before=held_before,
+                            after=_copies(held))  # fmt: skip
+                _replace(held, on_move(move) or {})
             held.steps = 0
             _drop(held)
         return Moved(tuple(held.level for held in due), norm, norms)
@@ -227,6 +259,23 @@ def _check_once(kind: str, names: Sequence[str]) -> None:
     name, times = Counter(names).most_common(1)[0] if names else ("", 0)
     if times > 1:
         raise ValueError(f"levels: {kind} {name} comes twice")
+
+
+def _copies(held: _Held) -> dict[str, Tensor]:
+    return {name: parameter.detach().clone() for name, parameter in held.parameters.items()}
+
+
+def _replace(held: _Held, instead: Mapping[str, Tensor]) -> None:
+    for name, value in instead.items():
+        parameter = held.parameters.get(name)
+        if parameter is None or parameter.shape != value.shape:
+            expected = "no such parameter" if parameter is None else tuple(parameter.shape)
+            raise ValueError(
+                f"on_move: {name!r} of the level of period {held.level.period}: got shape "
+                f"{tuple(value.shape)}, expected {expected}"
+            )
+    for name, value in instead.items():
+        held.parameters[name].copy_(value)
 
 
 def _drop(held: _Held) -> None:
