@@ -69,6 +69,7 @@ VARIANTS = {
     "hope+momentum": Variant(preset="hope", overrides={**ONE, "rule": WITH_MOMENTUM}),
     "hope+static": Variant(preset="hope", overrides={**ONE, "adaptive": ("memory",)}),
     "titans": Variant(preset="titans"),
+    "deltanet": Variant(preset="deltanet"),
 }
 """``hope+static`` is Hope with one adaptive memory, its generators plain projections; ``titans``
 is that with momentum, and with decay in place of the delta rule."""

@@ -1,8 +1,9 @@
 """``python -m benchmarks.memory_use CHECKPOINT --text FILE``: are a model's memories of any use?
 
-Held-out bits per byte by position as trained, and with all inner memories at zero from the first
-token on (a zero memory writes nothing that lasts where keys equal values); and the memories' norms
-along a passage. Equal numbers mean that the memories do nothing.
+Held-out bits per byte by position as trained; with all inner memories held where they start, never
+written; and with all of them at zero from the first token on. The first difference is what writing
+is worth, the second what the memories' learned initial state is worth besides: equal numbers mean
+that they do nothing. And the memories' norms along a passage: one that fades to zero is dead.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ def without_memories(state: Any) -> Any:
     return tuple(without_memories(x) for x in state) if isinstance(state, tuple) else state
 
 
-def by_position(model, ids: torch.Tensor, state: Any) -> list[float]:
+def by_position(model, ids: torch.Tensor, state: Any, writes: str = "on") -> list[float]:
     """Mean bits per byte in each band."""
-    logits, _ = model(ids[:, :-1], state)
+    logits, _ = model(ids[:, :-1], state, writes=writes)
     nats = F.cross_entropy(logits.flatten(0, 1), ids[:, 1:].flatten(), reduction="none")
     bits = nats.view(ids.shape[0], -1) / math.log(2)
     return [float(bits[:, start:stop].mean()) for start, stop in BANDS]
@@ -58,8 +59,12 @@ def main() -> None:
     ids = torch.tensor([list(raw[start : start + WINDOW + 1]) for start in starts])
     with torch.no_grad():
         fresh = model.initial_state(options.windows)
-        for name, state in (("as trained", fresh), ("memories zero", without_memories(fresh))):
-            cells = zip(BANDS, by_position(model, ids, state), strict=True)
+        for name, state, writes in (
+            ("as trained", fresh, "on"),
+            ("never written", fresh, "off"),
+            ("memories zero", without_memories(fresh), "on"),
+        ):
+            cells = zip(BANDS, by_position(model, ids, state, writes), strict=True)
             print(name, "  ".join(f"{a}-{b}: {value:.3f}" for (a, b), value in cells))
         state, place = model.initial_state(1), 0
         for stop in (1, 16, 64, 256, 1024, 2048):
