@@ -20,6 +20,7 @@ from nestling.layers.continuum import Activity
 from nestling.levels import Level
 from nestling.memory import flatten, map_tensors, unflatten
 from nestling.models import LanguageModel
+from nestling.models.carry import attached, learned, moved_along
 from nestling.models.observe import observing
 from nestling.optim import LevelwiseOptimizer, NonFiniteError, adamw
 from nestling.optim.levelwise import Make
@@ -115,6 +116,8 @@ class Run:
         self._last: tuple[Tensor, Tensor, Any] | None = None
         self.steps = 0
         self.device = next(model.parameters()).device
+        self._in_context = any(level.in_context for level in model.config.continuum.chain)
+        self._follows = config.carry_state and self._in_context
 
     def step(self) -> Step:
         """Read ``accumulate`` batches and move what is due.
@@ -142,10 +145,13 @@ class Run:
             self.steps, steps=config.steps, warmup=config.warmup_steps, floor=config.floor
         )
         self.optimizer.scale_lr(factor)
+        before = learned(self.model) if self._follows else None
         try:
             moved = self.optimizer.step(tokens=config.tokens_per_step)
         except NonFiniteError as error:
             raise NonFiniteError(self._lament(str(error))) from error
+        if before is not None:
+            self.inner = moved_along(self.model, self.inner, before)
         self.steps += 1
         seconds = time.perf_counter() - began
         return Step(
@@ -250,7 +256,7 @@ class Run:
 
     def _activity(self, before: Any, after: Any) -> dict[str, Activity]:
         """Asked before the weights move: a state that was never written is a view of them."""
-        if not any(level.in_context for level in self.model.config.continuum.chain):
+        if not self._in_context:
             return {}
         return self.model.activity(before or self.model.initial_state(self.config.batch), after)
 
@@ -262,6 +268,8 @@ class Run:
         return [self.device] if self.device.type == "cuda" else []
 
     def _loss(self, inputs: Tensor, targets: Tensor, inner: Any) -> tuple[Tensor, Any]:
+        if inner is not None and self._in_context:
+            inner = attached(self.model, inner)
         with self._autocast():
             if self.model.config.learns_from_loss:
                 return self.model.observe(inputs, inner, targets=targets)
