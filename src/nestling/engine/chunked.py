@@ -263,18 +263,17 @@ def _two_layer(
     how: TwoLayerRule, rule: LearningRule, carry: Carry, tokens: GatedTokens, reader: int | None
 ) -> tuple[Tensor | None, Carry]:
     """The chunk of memories that stand alone or in a stack, by :func:`two_layer_chunk`."""
-    names = ("w_in", "w_out")
     k, v, eta, alpha = tokens.k, tokens.v, tokens.eta, tokens.alpha
-    matrices = [carry.weights[name] for name in names]
-    matrices += [carry.initial[name] if rule.retention.toward_initial else None for name in names]
-    alone = carry.weights["w_in"].dim() == 4
+    W, U = (carry.weights[name] for name in ("w_in", "w_out"))
+    W_0, U_0 = (carry.initial[name] for name in ("w_in", "w_out"))
+    alone = W.dim() == 4
     if alone:
-        matrices, eta = [None if M is None else M[:, None] for M in matrices], eta[:, None]
+        W, U, W_0, U_0, eta = (x[:, None] for x in (W, U, W_0, U_0, eta))
     else:
         k, v, alpha = k.squeeze(1), v.squeeze(1), alpha.squeeze(1)
-    W, U, *initial = matrices
+    initial = (W_0, U_0) if rule.retention.toward_initial else (None, None)
     y, W, U = two_layer_chunk(
-        k, v, tokens.q, eta, products(alpha).stretches, (W, U), tuple(initial), how,
+        k, v, tokens.q, eta, products(alpha).stretches, (W, U), initial, how,
         0 if reader is None else reader,
     )  # fmt: skip
     if alone:

@@ -88,7 +88,8 @@ class _Chunk(torch.autograd.Function):
         sizes = Sizes(W.shape[1], W.shape[0], W.shape[2], k.shape[-2])
         C = sizes.C
         eta = eta.transpose(0, 1).reshape(-1, C, 1)
-        W, U, W_0, U_0 = (None if M is None else _in_front(M) for M in (W, U, W_0, U_0))
+        W, U = _in_front(W), _in_front(U)
+        W_0, U_0 = (None if M is None else _in_front(M) for M in (W_0, U_0))
         at = Coefficients.of(sizes, eta, E)
 
         kv = sizes.each(torch.cat([k, v], dim=-2))
@@ -227,9 +228,9 @@ class _FromRead(NamedTuple):
 
 
 def _read(sizes: Sizes, reader: int, E, q, first: Write, second: Write):
-    def of(write: Write) -> list[Tensor | None]:
-        parts = (write.key, write.M, write.w, write.start)
-        return [None if x is None else sizes.one(x, reader) for x in parts]
+    def of(write: Write) -> tuple[Tensor, Tensor, Tensor, Tensor | None]:
+        key, M, w = (sizes.one(x, reader) for x in (write.key, write.M, write.w))
+        return key, M, w, None if write.start is None else sizes.one(write.start, reader)
 
     x, E = q.reshape(-1, sizes.C, q.shape[-1]), E.reshape(-1, sizes.C + 1, sizes.C + 1)
     one, z = Read.of(E, x, *of(first))

@@ -85,7 +85,7 @@ class Write:
         inverse: of the system's matrix, ``(Z, C, C)``.
         w: the solution, ``(Z, C, O)``.
         start: ``M_0`` or None.
-        held_start: ``key M_0`` or None.
+        held_start: ``key M_0``; without ``M_0`` empty.
     """
 
     eta: Tensor
@@ -96,14 +96,15 @@ class Write:
     G: Tensor
     inverse: Tensor
     w: Tensor
-    start: Tensor | None = None
-    held_start: Tensor | None = None
+    start: Tensor | None
+    held_start: Tensor
 
     @staticmethod
     def of(at: Coefficients, eta, key, error, held, M, G, inverse, start) -> tuple[Write, Tensor]:
         """Solve for what is written, and the matrix after the chunk."""
         if start is None:
-            held_start, right, after = None, torch.addcmul(error, at.recall, held), M * at.kept
+            held_start, after = held.new_empty(0), M * at.kept
+            right = torch.addcmul(error, at.recall, held)
         else:
             held_start = torch.bmm(key, start)
             right = torch.lerp(held_start, held, at.recall).add_(error)
@@ -189,7 +190,7 @@ class Read:
     w: Tensor
     start: Tensor | None
     anchored: Tensor
-    anchored_start: Tensor | None
+    anchored_start: Tensor
     overlap: Tensor
 
     @staticmethod
@@ -198,8 +199,11 @@ class Read:
     ) -> tuple[Read, Tensor]:
         """The reads, ``(B H, C, O)``; E is ``(B H, C+1, C+1)``."""
         anchored, overlap, A = torch.bmm(x, M), torch.bmm(x, key.mT), E[:, 1:, :1]
-        anchored_start = None if start is None else torch.bmm(x, start)
-        y = anchored * A if anchored_start is None else torch.lerp(anchored_start, anchored, A)
+        if start is None:
+            anchored_start, y = x.new_empty(0), anchored * A
+        else:
+            anchored_start = torch.bmm(x, start)
+            y = torch.lerp(anchored_start, anchored, A)
         y.baddbmm_(overlap * E[:, 1:, 1:], w)
         return Read(x, key, M, w, start, anchored, anchored_start, overlap), y
 
