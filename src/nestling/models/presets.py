@@ -14,7 +14,7 @@ from nestling.continuum import VARIANTS, Variant
 from nestling.continuum.named import levels_of, named
 from nestling.layers import AttentionConfig, ContinuumConfig, SelfModifyingConfig
 from nestling.layers.block import MixerConfig
-from nestling.memory import Decay, Delta, DotProduct, Keep, LearningRule, Momentum
+from nestling.memory import DecayToInitial, Delta, DotProduct, Keep, LearningRule, Momentum
 from nestling.models.config import ModelConfig
 from nestling.models.language_model import LanguageModel
 
@@ -36,10 +36,11 @@ MIXERS: dict[str, MixerConfig] = {
     "hope_attention": AttentionConfig(),
     "transformer": AttentionConfig(),
     # A chunk's gradients are added up at its anchor: without DGD, which bounds their sum, the step
-    # sizes must, or one stretch of similar keys overshoots (32 x 1/32 = 1).
+    # sizes must, or one stretch of similar keys overshoots (32 x 1/32 = 1). Decay toward zero
+    # (``Decay()``, as printed) drove gradients to 2,000 within 50 steps (decisions/0009).
     "titans": SelfModifyingConfig(
         adaptive=("memory",),
-        rule=LearningRule(retention=Decay(), momentum=Momentum()),
+        rule=LearningRule(retention=DecayToInitial(), momentum=Momentum(), hidden_step=0.1),
         eta_max=1 / 32,
         eta_init=1 / 64,
     ),
