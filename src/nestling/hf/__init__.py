@@ -1,10 +1,8 @@
 """At home in the Hugging Face ecosystem: the only importer of transformers (extra ``hf``)."""
 
-try:
-    import transformers as _transformers
-except ImportError as error:
-    raise ImportError(
-        'nestling.hf needs transformers >= 5.17: pip install "nestling[hf]"'
-    ) from error
+from importlib.util import find_spec
+
+if find_spec("transformers") is None:
+    raise ImportError('nestling.hf needs transformers >= 5.17: pip install "nestling[hf]"')
 
 __all__: list[str] = []
