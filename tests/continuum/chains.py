@@ -40,12 +40,14 @@ WIDTH = 5
 
 
 def memory(
-    variant, periods, rules, source=SOURCES["local"], *, steps=(0.02, 0.01, 0.03, 0.02), seed=0
-):
-    """Levels of different rules, step sizes and hidden sizes; no parameter at its start value."""
+    variant, periods, rules, source=SOURCES["local"], *, steps=(0.02, 0.01, 0.03, 0.02), seed=0,
+    kept=(1.0, 0.7, 0.9, 0.5),
+):  # fmt: skip
+    """Levels of different rules, step sizes, retention and hidden sizes; no parameter as begun."""
     levels = tuple(
         ContinuumLevel(period, InContext(rule=rules[i % len(rules)], source=source,
-                                         step_size=steps[i % len(steps)]), hidden=3 + i)
+                                         step_size=steps[i % len(steps)],
+                                         kept=kept[i % len(kept)]), hidden=3 + i)
         for i, period in enumerate(periods)
     )  # fmt: skip
     torch.manual_seed(seed)

@@ -15,9 +15,11 @@ from nestling.continuum import (
     InContext,
     Local,
     Watch,
+    chunked,
     in_context,
 )
 from nestling.continuum.config import VARIANTS
+from nestling.continuum.source import Given
 from nestling.layers.continuum import ContinuumMemory, matched
 from nestling.memory import flatten
 
@@ -204,3 +206,57 @@ def test_levels_with_the_parameters_of_one_mlp(variant, count):
                               periods=(3,))  # fmt: skip
     with pytest.raises(ValueError, match="hidden size of its own"):
         matched(64, own, hidden=1024)
+
+
+def test_a_level_that_keeps_nothing_holds_its_last_period_only():
+    made = memory("sequential", (5,), [RULES["sgd"]], Local(), steps=(0.4,), kept=(0.0,))
+    torch.manual_seed(4)
+    last = torch.randn(2, 5, WIDTH).double()
+    ends = []
+    for before in (torch.randn(2, 10, WIDTH).double(), torch.randn(2, 35, WIDTH).double()):
+        _, state = made(before)
+        held = state.levels["0"].weights["down"]
+        _, state = made(last, state)
+        ends.append((held, state.levels["0"].weights["down"]))
+    (held, end), (held2, end2) = ends
+    assert not torch.allclose(held, held2, rtol=1e-3)
+    # The last period's error is that of the weights held in it, so it differs with them: but of
+    # the weights themselves nothing is left, only eta times that error.
+    fast = made.chain().levels[0]
+    norm, start = fast.norm(last), fast.learned
+    for before, after in ((held, end), (held2, end2)):
+        gate, up = (norm @ start["gate_up"]).chunk(2, dim=-1)
+        a = torch.nn.functional.silu(gate) * up
+        error = a @ before - fast.target(norm)
+        expected = start["down"] - fast.eta * a.mT @ error / 5
+        torch.testing.assert_close(after, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_what_is_kept_fades_by_its_share_with_every_write():
+    """Without an error, ``theta_n - theta_0 = kept^n (theta - theta_0)``."""
+    made = memory("sequential", (4,), [RULES["sgd"]], kept=(0.75,), source=SOURCES["local"])
+    chain = made.chain()
+    fast = dataclasses.replace(
+        chain.levels[0], source=Given(torch.zeros(2, 12, WIDTH, dtype=torch.float64))
+    )
+    chain = dataclasses.replace(chain, levels=(fast,))
+    state = random_state(made, 2)
+    level = dataclasses.replace(
+        state.levels["0"], clock=torch.zeros(2, dtype=torch.long),
+        gathered={name: 0 * W for name, W in state.levels["0"].gathered.items()},
+    )  # fmt: skip
+    state = dataclasses.replace(state, levels={"0": level})
+    x = torch.randn(2, 12, WIDTH).double()
+    _, after = chunked(chain, x, state)
+    for name, learned in fast.learned.items():
+        far = level.weights[name] - learned
+        torch.testing.assert_close(
+            after.levels["0"].weights[name] - learned, 0.75**3 * far, rtol=1e-12, atol=1e-13
+        )
+        assert far.abs().max() > 0.05
+
+
+@pytest.mark.parametrize("kept", [-0.1, 1.1, float("nan")])
+def test_what_is_kept_is_a_share(kept):
+    with pytest.raises(ValueError, match="kept: expected a number in"):
+        InContext(kept=kept)

@@ -31,11 +31,14 @@ class InContext:
         source: where the error comes from.
         step_size: ``eta_0``; the step size is ``eta_0 exp(s)`` with a learned ``s`` that starts at
             0, so it stays positive. With 0 nothing is ever written.
+        kept: share of what was written that stays at each write, in [0, 1]; the rest returns to
+            the initial state. 1 forgets nothing, and a stream without end drifts without end.
     """
 
     rule: ErrorRule | None = None
     source: Source = field(default_factory=Local)
     step_size: float = 0.1
+    kept: float = 1.0
 
     def __post_init__(self) -> None:
         if self.rule is None:
@@ -43,6 +46,8 @@ class InContext:
             object.__setattr__(self, "rule", DeltaGradientDescent() if local else GradientDescent())
         if not (self.step_size >= 0 and math.isfinite(self.step_size)):
             raise ValueError(f"step_size: expected a number >= 0, got {self.step_size}")
+        if not 0 <= self.kept <= 1:
+            raise ValueError(f"kept: expected a number in [0, 1], got {self.kept}")
 
     @property
     def error_rule(self) -> ErrorRule:
@@ -168,13 +173,14 @@ def in_context(
     rule: ErrorRule | None = None,
     source: Source | None = None,
     step_size: float = 0.1,
+    kept: float = 1.0,
 ) -> tuple[ContinuumLevel, ...]:
     """Levels in context that differ in their period only.
 
     >>> [level.period for level in in_context(64, 256, source=Backprop())]
     [64, 256]
     """
-    regime = InContext(rule=rule, source=source or Local(), step_size=step_size)
+    regime = InContext(rule=rule, source=source or Local(), step_size=step_size, kept=kept)
     return tuple(ContinuumLevel(period, regime) for period in periods)
 
 

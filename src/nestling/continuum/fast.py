@@ -1,6 +1,7 @@
 """A level in context as the engines take it, and what happens at a period's end.
 
-theta <- theta - eta F(G / C),     Phi <- Phi - eta' F'(G' / C')  (nested),     theta <- Phi
+theta <- theta_0 + kept (theta - theta_0) - eta F(G / C)
+    Phi <- theta_0 + kept' (Phi - theta_0) - eta' F'(G' / C'),   theta <- Phi      (nested)
 """
 
 from __future__ import annotations
@@ -32,10 +33,11 @@ class Fast:
         rule: error part.
         source: where errors come from.
         eta: step size, one number; ``None`` where it is 0 for good and nothing is written.
+        kept: share of ``theta - theta_0`` that a write keeps.
         norm: the block's input to ``k``, token by token.
         target: ``k`` to ``v``; needed by ``Local``.
         key: ``k`` to the key, or ``None`` where they are the same.
-        learned: the learned weights, ``(in, out)``, that the state started from.
+        learned: the learned weights ``theta_0``, ``(in, out)``, that the state started from.
     """
 
     name: str
@@ -47,6 +49,7 @@ class Fast:
     target: Callable[[Tensor], Tensor] | None = None
     key: Callable[[Tensor], Tensor] | None = None
     learned: Weights = field(default_factory=dict)
+    kept: float = 1.0
 
     @property
     def written(self) -> tuple[str, ...]:
@@ -130,7 +133,8 @@ def close(
     state = dataclasses.replace(state, clock=clock, seen=seen)
     initial = state.initial
     if initial is not None and slower is not None:
-        state = dataclasses.replace(state, initial=_move_initial(initial, slower, ends))
+        initial = _move_initial(initial, slower, ends, fast.learned)
+        state = dataclasses.replace(state, initial=initial)
     if _any(ends.write) and fast.eta is not None and fast.period is not None:
         state = _write(fast, fast.eta, fast.period, state, ends.write, watch)
     if _any(ends.restart):
@@ -140,27 +144,40 @@ def close(
 
 
 def step(
-    weights: Weights, gathered: Weights, moments: Mapping[str, Weights], rule: ErrorRule,
-    eta: Tensor, period: int, age: Tensor,
+    by: Fast, eta: Tensor, period: int, weights: Weights, gathered: Weights,
+    moments: Mapping[str, Weights], age: Tensor, learned: Weights,
 ) -> tuple[dict[str, Tensor], dict[str, Weights]]:  # fmt: skip
-    """``theta - eta F(G / C)`` and the new moments."""
+    """``theta_0 + kept (theta - theta_0) - eta F(G / C)`` and the new moments.
+
+    Args:
+        by: the level whose rule and retention it is.
+        eta: its step size.
+        period: its C.
+        weights: theta, ``(B, in, out)`` each.
+        gathered: G.
+        moments: of the rule; name, then matrix.
+        age: ``(B,)`` how often they have moved before.
+        learned: theta_0, ``(in, out)`` each.
+    """
     moved: dict[str, Tensor] = {}
-    kept: dict[str, dict[str, Tensor]] = {moment: {} for moment in rule.moments}
+    after: dict[str, dict[str, Tensor]] = {moment: {} for moment in by.rule.moments}
     for name, total in gathered.items():
         own: Moments = {moment: values[name] for moment, values in moments.items()}
-        direction, own = rule.direction(total / period, own, age)
-        moved[name] = weights[name] - eta.to(direction.dtype) * direction
+        direction, own = by.rule.direction(total / period, own, age)
+        W = weights[name]
+        if by.kept < 1:
+            W = torch.lerp(learned[name].to(W.dtype), W, by.kept)
+        moved[name] = W - eta.to(direction.dtype) * direction
         for moment, value in own.items():
-            kept[moment][name] = value
-    return moved, dict(kept)
+            after[moment][name] = value
+    return moved, dict(after)
 
 
 def _write(
     fast: Fast, eta: Tensor, period: int, state: LevelState, rows: Flag, watch: Watch
 ) -> LevelState:
-    moved, moments = step(
-        state.weights, state.gathered, state.moments, fast.rule, eta, period, state.age
-    )
+    moved, moments = step(fast, eta, period, state.weights, state.gathered, state.moments,
+                          state.age, fast.learned)  # fmt: skip
     before = state.weights
     after = {**before, **_pick_all(rows, moved, before)}
     done = _rows(rows, state.clock).long()
@@ -176,12 +193,15 @@ def _write(
     )
 
 
-def _move_initial(initial: InitialState, slower: Fast, ends: Ends) -> InitialState:
+def _move_initial(
+    initial: InitialState, slower: Fast, ends: Ends, learned: Weights
+) -> InitialState:
     rows = ends.initial_write
     if _any(rows):
         if slower.eta is not None and slower.period is not None:
-            moved, moments = step(initial.weights, initial.gathered, initial.moments, slower.rule,
-                                  slower.eta, slower.period, initial.age)  # fmt: skip
+            moved, moments = step(slower, slower.eta, slower.period, initial.weights,
+                                  initial.gathered, initial.moments, initial.age,
+                                  learned)  # fmt: skip
             initial = dataclasses.replace(
                 initial,
                 weights=_pick_all(rows, moved, initial.weights),

@@ -57,7 +57,8 @@ def levels_of(
         periods: of the levels, fastest first.
         regime: a name in ``REGIMES`` or a value, for all levels or a tuple with one for each.
         **changes: of all levels in context: ``source``, a name in ``SOURCES`` or a value;
-            ``error_rule``, a name in ``ERROR_RULES`` or a value; ``step_size``, a number.
+            ``error_rule``, a name in ``ERROR_RULES`` or a value; ``step_size`` and ``kept``,
+            numbers.
 
     Returns:
         the levels; none if all are across contexts, where the periods alone say everything.
@@ -79,8 +80,9 @@ def levels_of(
         wanted["source"] = named("source", changes["source"], SOURCES, Source)
     if "error_rule" in changes:
         wanted["rule"] = named("error_rule", changes["error_rule"], ERROR_RULES, ErrorRule)
-    if "step_size" in changes:
-        wanted["step_size"] = _number("step_size", changes["step_size"])
+    for name in ("step_size", "kept"):
+        if name in changes:
+            wanted[name] = _number(name, changes[name])
     if wanted and not any(isinstance(one, InContext) for one in regimes):
         name = next(iter(changes))
         raise ValueError(f"{name}: no level is in context: give regime='in_context'")

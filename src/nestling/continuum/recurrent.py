@@ -114,7 +114,7 @@ def periods_end(chain: Chain, levels: Mapping[str, LevelState]) -> dict[str, Lev
             level, ended, restarted = slower
             initial = state.initial
             if ended:
-                initial = _moved_initial(initial, level)
+                initial = _moved_initial(initial, level, fast.learned)
             if ended or restarted:
                 initial = dataclasses.replace(initial, gathered=zeros(initial.gathered))
             state = dataclasses.replace(state, initial=initial)
@@ -137,8 +137,8 @@ def periods_end(chain: Chain, levels: Mapping[str, LevelState]) -> dict[str, Lev
 def _moved(fast: Fast, state: LevelState) -> LevelState:
     if fast.eta is None or fast.period is None:
         return dataclasses.replace(state, clock=state.clock * 0)
-    weights, moments = step(state.weights, state.gathered, state.moments, fast.rule, fast.eta,
-                            fast.period, state.age)  # fmt: skip
+    weights, moments = step(fast, fast.eta, fast.period, state.weights, state.gathered,
+                            state.moments, state.age, fast.learned)  # fmt: skip
     return dataclasses.replace(
         state, weights={**state.weights, **weights}, moments=moments,
         gathered=zeros(state.gathered), clock=state.clock * 0, age=state.age + 1,
@@ -146,9 +146,9 @@ def _moved(fast: Fast, state: LevelState) -> LevelState:
     )  # fmt: skip
 
 
-def _moved_initial(initial: InitialState, slower: Fast) -> InitialState:
+def _moved_initial(initial: InitialState, slower: Fast, learned: Weights) -> InitialState:
     if slower.eta is None or slower.period is None:
         return initial
-    weights, moments = step(initial.weights, initial.gathered, initial.moments, slower.rule,
-                            slower.eta, slower.period, initial.age)  # fmt: skip
+    weights, moments = step(slower, slower.eta, slower.period, initial.weights, initial.gathered,
+                            initial.moments, initial.age, learned)  # fmt: skip
     return dataclasses.replace(initial, weights=weights, moments=moments, age=initial.age + 1)

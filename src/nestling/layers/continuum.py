@@ -103,7 +103,8 @@ class MemoryLevel(nn.Module):
             eta = regime.step_size * self.step_scale.exp()
         return Fast(
             name=name, period=self.spec.period, rule=regime.error_rule, source=regime.source,
-            eta=eta, norm=self.norm, target=self.target, key=self.key, learned=self.weights(),
+            eta=eta, kept=regime.kept, norm=self.norm, target=self.target, key=self.key,
+            learned=self.weights(),
         )  # fmt: skip
 
 

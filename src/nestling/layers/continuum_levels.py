@@ -80,11 +80,12 @@ def _of_level(level: MemoryLevel, name: str, before: str | None) -> list[Compone
         objective = f"{type(regime.source.objective).__name__}(M(q_t), v_t)"
     learned = weights_of(level, name, own="learned", memory=f"initial state, {memory}")
     size = sum(p.numel() for p in level.mlp.parameters())
+    retention = f"DecayToInitial({regime.kept:g})" if regime.kept < 1 else "Keep"
     fast = Component(
         name=name,
         level=level.level,
         memory=memory,
-        rule=f"{regime.source.name} x {type(regime.error_rule).__name__}, gathered over the period",
+        rule=f"{regime.source.name} x {type(regime.error_rule).__name__} x {retention}, per period",
         context_flow=flow,
         parameters=size * (1 + len(regime.error_rule.moments)),
         objective=objective,

@@ -45,7 +45,11 @@ _TYPES = {
     )
 }
 
-_LATER = {"ContinuumConfig": ("levels", "variant"), "LearningRule": ("hidden_step",)}
+_LATER = {
+    "ContinuumConfig": ("levels", "variant"),
+    "InContext": ("kept",),
+    "LearningRule": ("hidden_step",),
+}
 """Fields that came later: not written while at their default, so that a model saved before them
 keeps its digest, and with it its sessions."""
 

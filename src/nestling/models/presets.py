@@ -65,7 +65,7 @@ PERIODS = {"hope": HOPE_PERIODS, "hope_attention": HOPE_PERIODS}
 """Update periods of the levels behind it, in tokens; one level that always moves elsewhere."""
 
 
-LEVELS = ("periods", "hidden", "variant", "regime", "source", "error_rule", "step_size")
+LEVELS = ("periods", "hidden", "variant", "regime", "source", "error_rule", "step_size", "kept")
 """Overrides of the levels."""
 
 
@@ -79,8 +79,8 @@ def configure(preset: str, *, size: str = "tiny", **overrides: Any) -> ModelConf
             (``memory_hidden`` is the mixer's own ``hidden``); and of the levels ``periods``,
             ``hidden``, ``variant`` ("sequential", "nested", "independent"), ``regime``
             ("across_contexts", "in_context", or a tuple with one for each level), and for levels
-            in context ``source`` ("local", "backprop", ...), ``error_rule`` ("delta", "adam", ...)
-            and ``step_size``; words are those of ``nestling.continuum.named``.
+            in context ``source`` ("local", "backprop", ...), ``error_rule`` ("delta", "adam", ...),
+            ``step_size`` and ``kept``; words are those of ``nestling.continuum.named``.
 
     Raises:
         ValueError: for an unknown preset, size or override, naming it.
