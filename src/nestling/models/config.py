@@ -115,7 +115,7 @@ class ModelConfig:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; nested parts carry their type's name under ``"is"``."""
-        return {f.name: _encode(getattr(self, f.name)) for f in dataclasses.fields(self)}
+        return {f.name: encode(getattr(self, f.name)) for f in dataclasses.fields(self)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> ModelConfig:
@@ -127,28 +127,34 @@ class ModelConfig:
         return _build(cls, values)
 
 
-def _encode(value: Any) -> Any:
+def encode(value: Any) -> Any:
+    """Plain JSON values of a part of a configuration, with the names of its types."""
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
         later = _LATER.get(type(value).__name__, ())
         fields = {
-            f.name: _encode(getattr(value, f.name))
+            f.name: encode(getattr(value, f.name))
             for f in dataclasses.fields(value)
             if not (f.name in later and getattr(value, f.name) == f.default)
         }
         return {"is": type(value).__name__, **fields}
     if isinstance(value, tuple | list):
-        return [_encode(item) for item in value]
+        return [encode(item) for item in value]
     return value
 
 
-def _decode(value: Any) -> Any:
+def decode(value: Any) -> Any:
+    """What :func:`encode` wrote.
+
+    Raises:
+        ValueError: for an unknown field or type, naming it.
+    """
     if isinstance(value, dict):
         kind = value.get("is")
         if kind not in _TYPES:
             raise ValueError(f"config: unknown type {kind!r}, expected one of {sorted(_TYPES)}")
         return _build(_TYPES[kind], {k: v for k, v in value.items() if k != "is"})
     if isinstance(value, list):
-        return tuple(_decode(item) for item in value)
+        return tuple(decode(item) for item in value)
     return value
 
 
@@ -159,4 +165,4 @@ def _build(cls: type, values: dict[str, Any]) -> Any:
     unknown = set(values) - known
     if unknown:
         raise ValueError(f"config: {cls.__name__} has no field {sorted(unknown)}")
-    return cls(**{name: _decode(value) for name, value in values.items()})
+    return cls(**{name: decode(value) for name, value in values.items()})
