@@ -32,21 +32,25 @@ class InContext:
         step_size: ``eta_0``; the step size is ``eta_0 exp(s)`` with a learned ``s`` that starts at
             0, so it stays positive. With 0 nothing is ever written.
         kept: share of what was written that stays at each write, in [0, 1]; the rest returns to
-            the initial state. 1 forgets nothing, and a stream without end drifts without end.
+            the initial state. By default what suits the source (docs/log.md): 0.9 for local
+            errors, whose fast copies otherwise drift to where no training text came; 1 for those
+            of the next-token loss, which corrects itself and is the better the more it remembers.
     """
 
     rule: ErrorRule | None = None
     source: Source = field(default_factory=Local)
     step_size: float = 0.1
-    kept: float = 1.0
+    kept: float | None = None
 
     def __post_init__(self) -> None:
+        local = isinstance(self.source, Local)
         if self.rule is None:
-            local = isinstance(self.source, Local)
             object.__setattr__(self, "rule", DeltaGradientDescent() if local else GradientDescent())
+        if self.kept is None:
+            object.__setattr__(self, "kept", 0.9 if local else 1.0)
         if not (self.step_size >= 0 and math.isfinite(self.step_size)):
             raise ValueError(f"step_size: expected a number >= 0, got {self.step_size}")
-        if not 0 <= self.kept <= 1:
+        if not 0 <= self.share_kept <= 1:
             raise ValueError(f"kept: expected a number in [0, 1], got {self.kept}")
 
     @property
@@ -54,6 +58,12 @@ class InContext:
         """The rule, which is always there once this value is made."""
         assert self.rule is not None
         return self.rule
+
+    @property
+    def share_kept(self) -> float:
+        """``kept``, which is always there once this value is made."""
+        assert self.kept is not None
+        return self.kept
 
 
 @dataclass(frozen=True)
@@ -173,7 +183,7 @@ def in_context(
     rule: ErrorRule | None = None,
     source: Source | None = None,
     step_size: float = 0.1,
-    kept: float = 1.0,
+    kept: float | None = None,
 ) -> tuple[ContinuumLevel, ...]:
     """Levels in context that differ in their period only.
 

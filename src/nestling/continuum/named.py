@@ -99,8 +99,8 @@ def _changed(
 ) -> AcrossContexts | InContext:
     if not isinstance(regime, InContext):
         return regime
-    # Another source comes with the rule that suits it, unless a rule was asked for.
-    own = {"rule": None} if by_word and "source" in wanted else {}
+    # Another source comes with what suits it, unless something else was asked for.
+    own = {"rule": None, "kept": None} if by_word and "source" in wanted else {}
     return dataclasses.replace(regime, **{**own, **wanted})
 
 

@@ -103,7 +103,7 @@ class MemoryLevel(nn.Module):
             eta = regime.step_size * self.step_scale.exp()
         return Fast(
             name=name, period=self.spec.period, rule=regime.error_rule, source=regime.source,
-            eta=eta, kept=regime.kept, norm=self.norm, target=self.target, key=self.key,
+            eta=eta, kept=regime.share_kept, norm=self.norm, target=self.target, key=self.key,
             learned=self.weights(),
         )  # fmt: skip
 

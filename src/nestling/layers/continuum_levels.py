@@ -80,7 +80,7 @@ def _of_level(level: MemoryLevel, name: str, before: str | None) -> list[Compone
         objective = f"{type(regime.source.objective).__name__}(M(q_t), v_t)"
     learned = weights_of(level, name, own="learned", memory=f"initial state, {memory}")
     size = sum(p.numel() for p in level.mlp.parameters())
-    retention = f"DecayToInitial({regime.kept:g})" if regime.kept < 1 else "Keep"
+    retention = f"DecayToInitial({regime.share_kept:g})" if regime.share_kept < 1 else "Keep"
     fast = Component(
         name=name,
         level=level.level,
