@@ -13,13 +13,13 @@ from __future__ import annotations
 import dataclasses
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 
 from nestling.continuum import OnBoundary, Watch
 from nestling.memory import detach
+from nestling.models.joined import Joined, Kept
 from nestling.models.language_model import LanguageModel
 from nestling.models.packing import Packed, pack, take
 from nestling.models.state import Chunk, ModelState, Observed
@@ -104,7 +104,7 @@ def observe(
     # The inner gradient is there whether or not an outer one is wanted.
     with torch.enable_grad() if seen.chunk is not None else nullcontext():
         after = call.chunks(state) if seen.chunk is not None else call.plainly(state)
-    nats, scored = call.collected()
+    nats, scored = call.text.collected()
     return Observation(
         nats=nats if outer else nats.detach(),
         scored=scored,
@@ -198,19 +198,8 @@ def _check_open(model: LanguageModel, seen: Observed) -> None:
         raise ValueError(f"state: its open chunk is not one of tokens 0 to {known - 1}")
 
 
-class _Piece(NamedTuple):
-    """Losses of columns, and which tokens of the text they are: ``size`` from ``start`` on."""
-
-    nats: Tensor
-    start: Tensor
-    size: Tensor
-
-
 class _Call:
-    """The parts of :func:`observe` that share a text: open tokens, then new ones.
-
-    Positions count from the first open token of a row.
-    """
+    """The parts of :func:`observe` that share a text."""
 
     def __init__(
         self, model: LanguageModel, seen: Observed, packed: Packed,
@@ -218,28 +207,23 @@ class _Call:
     ) -> None:  # fmt: skip
         self.model, self.seen, self.packed = model, seen, packed
         self.on_boundary, self.outer = on_boundary, outer
-        self.open = seen.waiting if seen.chunk is None else seen.chunk.count
-        self.end = self.open + packed.lengths
-        self.waiting = seen.waiting
-        if packed.targets is None:
-            self.waiting = self.waiting.masked_fill(packed.lengths > 0, 1)
-        self.known = self.end - self.waiting
-        self.ids, self.targets = self._joined()
-        self.pieces: list[_Piece] = []
+        kept = seen.chunk and Kept(seen.chunk.ids, seen.chunk.targets, seen.chunk.count)
+        self.text = Joined(packed, seen.waiting, kept)
 
     def plainly(self, state: ModelState) -> ModelState:
         """Without a level that learns from the loss: one pass over the new tokens."""
         hidden, blocks = self._new(state)
-        return ModelState(blocks=blocks, observed=Observed(hidden=hidden, waiting=self.waiting))
+        observed = Observed(hidden=hidden, waiting=self.text.waiting)
+        return ModelState(blocks=blocks, observed=observed)
 
     def chunks(self, state: ModelState) -> ModelState:
         """Every chunk that is whole now is read and written, then the open rest is read."""
-        seen, model = self.seen, self.model
+        seen, model, text = self.seen, self.model, self.text
         assert seen.chunk is not None
-        blocks, at = seen.chunk.blocks, torch.zeros_like(self.open)
+        blocks, at = seen.chunk.blocks, torch.zeros_like(text.open)
         while True:
             sizes = until_end(model, blocks)
-            sizes = torch.where(at + sizes <= self.known, sizes, 0)
+            sizes = torch.where(at + sizes <= text.known, sizes, 0)
             if not bool(sizes.any()):
                 break
             read = self._read(at, sizes, blocks, Watch(on_boundary=self.on_boundary, tape={}))
@@ -249,79 +233,33 @@ class _Call:
             hidden, after = self._rest(at, blocks)
         else:
             hidden, after = self._new(state)
-        rest, size = self.end - at, seen.chunk.ids.shape[1]
-        ids, targets = (take(part, at, rest, size) for part in (self.ids, self.targets))
+        rest, size = text.end - at, seen.chunk.ids.shape[1]
+        ids, targets = (take(part, at, rest, size) for part in (text.ids, text.targets))
         chunk = Chunk(ids=ids, targets=targets, count=rest, blocks=blocks)
-        observed = Observed(hidden=hidden, waiting=self.waiting, chunk=chunk)
+        observed = Observed(hidden=hidden, waiting=text.waiting, chunk=chunk)
         return ModelState(blocks=after, observed=observed)
 
-    def collected(self) -> tuple[Tensor, Tensor]:
-        """``(B, T)`` losses of the call's own tokens and which there are."""
-        packed, seen = self.packed, self.seen
-        width = packed.ids.shape[1]
-        place = torch.zeros(len(self.end), max(1, int(self.end.max())), dtype=torch.long)
-        first = 0
-        for piece in self.pieces:
-            for row, (start, size) in enumerate(
-                zip(piece.start.tolist(), piece.size.tolist(), strict=True)
-            ):
-                place[row, start : start + size] = torch.arange(first, first + size)
-            first += piece.nats.shape[1]
-        new = torch.arange(width)[None]
-        scored = new < packed.lengths[:, None]
-        position = self.open[:, None] + new
-        if packed.targets is None:
-            position = position - 1
-            scored = scored & ((new > 0) | (seen.waiting[:, None] > 0))
-        position = position.clamp(min=0, max=place.shape[1] - 1)
-        every = torch.cat([piece.nats for piece in self.pieces], dim=1)
-        nats = every.gather(1, place.gather(1, position).to(every.device))
-        scored = scored.to(every.device)
-        return packed.back(nats.masked_fill(~scored, 0.0)), packed.back(scored)
-
-    def _joined(self) -> tuple[Tensor, Tensor]:
-        """``(B, M)`` open tokens and new ones without a gap, and what comes after each."""
-        packed, size = self.packed, max(1, int(self.end.max()))
-        old = self.seen.chunk
-        rows = len(self.end)
-        ids, targets = (torch.zeros(rows, size, dtype=torch.long) for _ in range(2))
-        for row, (count, new) in enumerate(
-            zip(self.open.tolist(), packed.lengths.tolist(), strict=True)
-        ):
-            if old is not None:
-                ids[row, :count] = old.ids[row, :count]
-                targets[row, :count] = old.targets[row, :count]
-            ids[row, count : count + new] = packed.ids[row, :new]
-            if packed.targets is not None:
-                targets[row, count : count + new] = packed.targets[row, :new]
-            elif new:
-                targets[row, count : count + new - 1] = packed.ids[row, 1:new]
-                if bool(self.seen.waiting[row]):
-                    targets[row, count - 1] = packed.ids[row, 0]
-        return ids, targets
-
     def _read(self, start: Tensor, size: Tensor, blocks: Blocks, watch: Watch) -> Read:
-        ids, targets = (take(tokens, start, size) for tokens in (self.ids, self.targets))
+        ids, targets = (take(tokens, start, size) for tokens in (self.text.ids, self.text.targets))
         read = read_stretch(self.model, ids, targets, size, blocks, watch, self.outer)
-        self.pieces.append(_Piece(read.nats, start, size))
+        self.text.add(read.nats, start, size)
         return read
 
     def _new(self, state: ModelState) -> tuple[Tensor, Blocks]:
         """Read the new tokens behind what was read before; the token that waits is scored."""
-        seen = self.seen
+        seen, text = self.seen, self.text
         if self.packed.targets is None and bool(seen.waiting.any()):
-            start = (self.open - 1).clamp(min=0)
-            target = self.targets.gather(1, start[:, None])
+            start = (text.open - 1).clamp(min=0)
+            target = text.targets.gather(1, start[:, None])
             nats = token_losses(self.model, seen.hidden[:, None], target)
-            self.pieces.append(_Piece(nats, start, seen.waiting))
-        read = self._read(
-            self.open, self.packed.lengths, state.blocks, Watch(on_boundary=self.on_boundary)
-        )
-        return self._last(read, self.packed.lengths), read.blocks
+            text.add(nats, start, seen.waiting)
+        new, watch = self.packed.lengths, Watch(on_boundary=self.on_boundary)
+        read = self._read(text.open, new, state.blocks, watch)
+        return self._last(read, new), read.blocks
 
     def _rest(self, start: Tensor, blocks: Blocks) -> tuple[Tensor, Blocks]:
         """Read the open rest from where its chunk started."""
-        rest = self.end - start
+        rest = self.text.end - start
         if not bool(rest.any()):
             return self.seen.hidden, blocks
         read = self._read(start, rest, blocks, Watch(on_boundary=self.on_boundary))
