@@ -34,7 +34,7 @@ class InContext:
         kept: share of what was written that stays at each write, in [0, 1]; the rest returns to
             the initial state. By default what suits the source (docs/log.md): 0.9 for local
             errors, whose fast copies otherwise drift to where no training text came; 1 for those
-            of the next-token loss, which corrects itself and is the better the more it remembers.
+            of the next-token loss, which corrects itself.
     """
 
     rule: ErrorRule | None = None
