@@ -194,6 +194,7 @@ def test_auto_classes_and_a_model_of_ours():
     own = build("hope", width=16, heads=2, layers=1)
     model = HopeForCausalLM.from_language_model(own, eos_token_id=0)
     assert model.language_model is own
+    assert model.lm_head.weight is own.embedding.weight
     assert model.config.eos_token_id == model.generation_config.eos_token_id == 0
     ids = ids_for()
     assert torch.equal(model(ids).logits, own(ids)[0])
@@ -204,6 +205,6 @@ def test_the_table_can_be_resized():
     before = model.get_input_embeddings().weight.detach().clone()
     model.resize_token_embeddings(60)
     assert model.config.vocab_size == model.language_model.config.vocab_size == 60
-    assert model.get_output_embeddings() is model.get_input_embeddings()
+    assert model.get_output_embeddings().weight is model.get_input_embeddings().weight
     close(model.get_input_embeddings().weight[:50].detach(), before)
     assert model(torch.full((1, 3), 59)).logits.shape == (1, 3, 60)

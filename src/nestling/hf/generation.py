@@ -41,29 +41,27 @@ class HopeGeneration(GenerationMixin):
         elif not isinstance(given, HopeCache):
             raise ValueError(f"{name}: expected a HopeCache, got {type(given).__name__}")
 
+    # transformers looks for the name ``kwargs`` to know what ``forward`` may be given.
     def prepare_inputs_for_generation(
-        self: Any, input_ids: Any, next_sequence_length: int | None = None, **words: Any
+        self: Any, input_ids: Any, next_sequence_length: int | None = None, **kwargs: Any
     ) -> Any:
         """As in transformers, but tokens that would be lost are told."""
         if next_sequence_length is not None and next_sequence_length < 1:
-            cache = words.get("past_key_values")
+            cache = kwargs.get("past_key_values")
             raise ValueError(
                 f"input_ids: {input_ids.shape[1]} tokens, none of which is new to {cache!r}; "
                 "expected the whole text with something new, or only what is new and "
                 "attention_mask=cache.mask(input_ids)"
             )
-        return super().prepare_inputs_for_generation(
-            input_ids, next_sequence_length=next_sequence_length, **words
+        stock: Any = super()
+        return stock.prepare_inputs_for_generation(
+            input_ids, next_sequence_length=next_sequence_length, **kwargs
         )
 
     def _prefill(
-        self: Any,
-        input_ids: Any,
-        generation_config: Any,
-        model_kwargs: dict,
-        *args: Any,
+        self: Any, input_ids: Any, generation_config: Any, model_kwargs: dict, *args: Any,
         **words: Any,
-    ) -> Any:
+    ) -> Any:  # fmt: skip
         """Read all but the last piece in pieces of ``prefill_chunk_size``, then go on as always."""
         size, cache = generation_config.prefill_chunk_size, model_kwargs.get("past_key_values")
         if size is not None:
@@ -72,7 +70,8 @@ class HopeGeneration(GenerationMixin):
             generation_config = copy.copy(generation_config)
             generation_config.prefill_chunk_size = None
             input_ids = self._read_ahead(input_ids, model_kwargs.get("attention_mask"), cache, size)
-        return super()._prefill(input_ids, generation_config, model_kwargs, *args, **words)
+        stock: Any = super()
+        return stock._prefill(input_ids, generation_config, model_kwargs, *args, **words)
 
     def _read_ahead(self: Any, input_ids: Any, mask: Any, cache: HopeCache, size: int) -> Any:
         """Feed pieces; what ``input_ids`` then says to one who knows what the cache has read."""

@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 from transformers import GenerationMixin, PreTrainedModel
@@ -219,10 +218,15 @@ class HopeForCausalLM(HopePreTrainedModel, HopeGeneration, GenerationMixin):
     """
 
     accepts_loss_kwargs = True
+    _tied_weights_keys: ClassVar[dict[str, str]] = {
+        "lm_head.weight": "model.language_model.embedding.weight"
+    }
 
     def __init__(self, config: HopeConfig) -> None:
         super().__init__(config)
         self.model = HopeModel(config)
+        # The embedding itself, as the module that others look for.
+        self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         self.post_init()
 
     @classmethod
@@ -236,6 +240,7 @@ class HopeForCausalLM(HopePreTrainedModel, HopeGeneration, GenerationMixin):
         with torch.device("meta"):
             made = cls(HopeConfig.from_model_config(model.config, **words))
         made.model.language_model = model
+        made.tie_weights()
         return made
 
     @property
@@ -293,7 +298,7 @@ class HopeForCausalLM(HopePreTrainedModel, HopeGeneration, GenerationMixin):
         kept = logits_to_keep
         if isinstance(kept, int):
             kept = slice(-kept if kept else None, None)
-        logits = F.linear(read.last_hidden_state[:, kept], self.language_model.embedding.weight)
+        logits = self.lm_head(read.last_hidden_state[:, kept])
         loss = None
         if labels is not None:
             assert input_ids is not None
@@ -309,12 +314,12 @@ class HopeForCausalLM(HopePreTrainedModel, HopeGeneration, GenerationMixin):
         return made if returned else made.to_tuple()
 
     def get_output_embeddings(self) -> nn.Module:
-        """The one table."""
-        return self.language_model.embedding
+        """The one table, as what predicts."""
+        return self.lm_head
 
     def set_output_embeddings(self, new_embeddings: nn.Module) -> None:
-        """Another table, for both ends."""
-        self.model.set_input_embeddings(new_embeddings)
+        """Another module on the one table."""
+        self.lm_head = new_embeddings
 
     def _observe(
         self, labels: Tensor, count: Any, ids: Tensor, mask: Tensor | None, cache: HopeCache | None

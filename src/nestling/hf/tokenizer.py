@@ -31,7 +31,8 @@ def byte_tokenizer() -> PreTrainedTokenizerFast:
     backend.decoder = decoders.ByteLevel()
     return PreTrainedTokenizerFast(
         tokenizer_object=backend, eos_token=NUL, pad_token=NUL,
-        clean_up_tokenization_spaces=False, model_input_names=["input_ids", "attention_mask"],
+        padding_side="left", clean_up_tokenization_spaces=False,
+        model_input_names=["input_ids", "attention_mask"],
     )  # fmt: skip
 
 
