@@ -52,6 +52,27 @@ class LanguageModel(nn.Module):
             if isinstance(norm, RMSNorm):
                 norm.composite = config.second_order
 
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return self.config.preset
+
+    @property
+    def vocab_size(self) -> int:
+        """Token ids are below it."""
+        return self.config.vocab_size
+
+    @property
+    def chunk_size(self) -> int | None:
+        """Most tokens whose errors are found together; ``None`` if no level learns from a loss."""
+        from nestling.models.stretch import chunk_size
+
+        return chunk_size(self)
+
+    def definition(self) -> dict[str, Any]:
+        """What it computes but for its weights, in plain JSON values."""
+        return self.config.to_dict()
+
     def initial_state(self, batch: int) -> ModelState:
         """The state before the first token: the learned initial memories."""
         return ModelState(blocks=tuple(block.initial_state(batch) for block in self.block_list()))
@@ -143,6 +164,12 @@ class LanguageModel(nn.Module):
             x, after = block(x, before, lengths, writes=cast(Writes, writes), watch=own)
             states.append(after)
         return x, tuple(states)
+
+    def read_on(self, ids: Tensor, state: ModelState | None = None) -> tuple[Tensor, ModelState]:
+        """Logits after the last token, ``(B, V)``, and the state with every memory written."""
+        from nestling.models.observe import read_on
+
+        return read_on(self, ids, state)
 
     def logits(self, hidden: Float[Tensor, "B T D"]) -> Float[Tensor, "B T vocab"]:
         """Of the next token, from the last block's output."""

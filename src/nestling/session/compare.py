@@ -7,13 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 
 from nestling.levels import Component
 from nestling.memory import flatten
-from nestling.models import LanguageModel, ModelState
 from nestling.session.outline import owner_of
+from nestling.session.readable import Readable
 from nestling.shapes import Tensor
 
 
@@ -33,7 +34,7 @@ class Movement:
 
 
 @torch.no_grad()
-def compare(model: LanguageModel, before: ModelState, after: ModelState) -> list[Movement]:
+def compare(model: Readable, before: Any, after: Any) -> list[Movement]:
     """Every memory that the model speaks of, and of the other layers whatever they carry.
 
     Args:
@@ -64,7 +65,7 @@ def compare(model: LanguageModel, before: ModelState, after: ModelState) -> list
     return found
 
 
-def _by_owner(components: Sequence[Component], state: ModelState) -> dict[str, list[Tensor]]:
+def _by_owner(components: Sequence[Component], state: Any) -> dict[str, list[Tensor]]:
     found: dict[str, list[Tensor]] = {}
     for path, tensor in flatten(state).items():
         found.setdefault(owner_of(path, components), []).append(tensor)

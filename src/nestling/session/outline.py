@@ -17,9 +17,7 @@ import torch
 from nestling.levels import Component
 from nestling.memory import flatten, map_tensors, unflatten
 from nestling.memory.state import children
-from nestling.models import LanguageModel, ModelState
-from nestling.models.observe import read_on
-from nestling.models.stretch import chunk_size
+from nestling.session.readable import Readable
 from nestling.session.save import Part
 from nestling.session.sealed import SessionError
 from nestling.shapes import Tensor
@@ -40,24 +38,24 @@ class Outline:
     """
 
     @torch.no_grad()
-    def __init__(self, model: LanguageModel):
+    def __init__(self, model: Readable):
         self.model = model
         weight = next(model.parameters())
         self.device = weight.device
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         fresh = model.initial_state(1)
-        logits, first = read_on(model, token, fresh)
+        logits, first = model.read_on(token, fresh)
         self.logits = logits[0]
-        self.probes: list[ModelState] = [fresh, first, read_on(model, token, first)[1]]
-        size = chunk_size(model)
+        self.probes: list[Any] = [fresh, first, model.read_on(token, first)[1]]
+        size = model.chunk_size
         if size is not None:  # the state that a chunk started from grows from chunk to chunk
-            self.probes.insert(0, read_on(model, token.expand(1, size + 1))[1])
+            self.probes.insert(0, model.read_on(token.expand(1, size + 1))[1])
         self.seen: dict[str, list[Tensor]] = {}
         for probe in self.probes:
             for path, tensor in flatten(probe).items():
                 self.seen.setdefault(path, []).append(tensor)
 
-    def restore(self, tensors: Mapping[str, Tensor], *, position: int) -> ModelState:
+    def restore(self, tensors: Mapping[str, Tensor], *, position: int) -> Any:
         """The state that consists of ``tensors``, on the model's device.
 
         Raises:
@@ -86,7 +84,7 @@ class Outline:
         return tuple(axis for axis, sizes in enumerate(zip(*shapes, strict=True))
                      if len(set(sizes)) > 1)  # fmt: skip
 
-    def parts(self, state: ModelState, *, position: int) -> tuple[Part, ...]:
+    def parts(self, state: Any, *, position: int) -> tuple[Part, ...]:
         """What takes how much memory, and whether it grows with the text.
 
         An axis that once grew and is now shorter than the text has come to its end (a window).
@@ -141,11 +139,11 @@ class Outline:
         return tensor.to(self.device) if tensor.is_floating_point() else tensor
 
     @torch.no_grad()
-    def _try(self, state: ModelState) -> None:
+    def _try(self, state: Any) -> None:
         """Read one token from it: what still does not fit becomes an error here and not later."""
         token = torch.zeros(1, 1, dtype=torch.long, device=self.device)
         try:
-            read_on(self.model, token, state)
+            self.model.read_on(token, state)
         except (RuntimeError, ValueError, IndexError, TypeError, AssertionError) as error:
             told = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise SessionError(f"state: the model cannot read on from it: {told}") from error

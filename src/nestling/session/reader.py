@@ -18,10 +18,9 @@ from safetensors.torch import load, save
 import nestling
 from nestling.data import ByteTokenizer, Tokenizer
 from nestling.memory import flatten
-from nestling.models import LanguageModel, ModelState
-from nestling.models.observe import read_on
 from nestling.session.identity import identify, version_of
 from nestling.session.outline import Outline, settled
+from nestling.session.readable import Readable
 from nestling.session.save import Identity, Save, digest_of
 from nestling.session.sealed import SessionError
 from nestling.shapes import Tensor
@@ -42,7 +41,7 @@ class Moment:
     """
 
     position: int
-    state: ModelState
+    state: Any
     logits: Tensor | None
 
 
@@ -60,12 +59,12 @@ class Reader:
 
     def __init__(
         self,
-        model: LanguageModel,
+        model: Readable,
         tokenizer: Tokenizer | None = None,
         checkpoint: str | Path | None = None,
     ) -> None:
         self.model, self.tokenizer = model, tokenizer or ByteTokenizer()
-        known = model.config.vocab_size
+        known = model.vocab_size
         if self.tokenizer.vocab_size > known:
             raise SessionError(
                 f"tokenizer: {self.tokenizer.name} has {self.tokenizer.vocab_size} ids, "
@@ -84,7 +83,7 @@ class Reader:
     def read(self, moment: Moment, ids: Tensor) -> Moment:
         """Where a session stands after ``(T,)`` more tokens."""
         row = ids.long()[None].to(self.outline.device)
-        logits, state = read_on(self.model, row, moment.state)
+        logits, state = self.model.read_on(row, moment.state)
         return Moment(
             position=moment.position + len(ids),
             state=settled(state),
@@ -177,7 +176,7 @@ def find_reader(
     directory: Path,
     known: Save | None,
     *,
-    model: LanguageModel | None = None,
+    model: Readable | None = None,
     checkpoint: str | Path | None = None,
     tokenizer: Tokenizer | None = None,
     device: str | torch.device = "cpu",

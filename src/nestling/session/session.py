@@ -18,9 +18,9 @@ import torch
 
 from nestling.data import Tokenizer
 from nestling.memory import flatten
-from nestling.models import LanguageModel, ModelState
 from nestling.models.sampling import PIECE, chooser, write_text
 from nestling.session import journal
+from nestling.session.readable import Readable
 from nestling.session.reader import Moment, Reader, check_finite, find_reader
 from nestling.session.save import Part, Save
 from nestling.session.sealed import SessionError
@@ -60,7 +60,7 @@ class Session:
         cls,
         directory: str | Path,
         *,
-        model: LanguageModel | None = None,
+        model: Readable | None = None,
         checkpoint: str | Path | None = None,
         tokenizer: Tokenizer | None = None,
         keep: int | None = None,
@@ -99,7 +99,7 @@ class Session:
             return cls(directory, reader, held.pop_all(), moment, keep)
 
     @property
-    def model(self) -> LanguageModel:
+    def model(self) -> Readable:
         """Whose inner state it is."""
         return self._reader.model
 
@@ -114,7 +114,7 @@ class Session:
         return self._now.position
 
     @property
-    def state(self) -> ModelState:
+    def state(self) -> Any:
         """The inner state: a value that later calls replace and never change."""
         return self._now.state
 
@@ -170,9 +170,7 @@ class Session:
         self._check_open()
         read, start = 0, self.position
         try:
-            for ids in in_pieces(
-                token_ids(text, self.tokenizer, self.model.config.vocab_size), piece
-            ):
+            for ids in in_pieces(token_ids(text, self.tokenizer, self.model.vocab_size), piece):
                 after = self._reader.read(self._now, ids)
                 check_finite({"prediction": after.logits, **flatten(after.state)})
                 self._now = after
