@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
-
 import pytest
 import stack_models as models
 import torch
@@ -11,7 +9,7 @@ import torch.nn.functional as F
 from stack_definition import definition
 
 from nestling.continuum import Adam, Backprop, ContinuumLevel, HeavyBall, InContext
-from nestling.hf.stacking import stack_levels
+from nestling.hf import stack_levels
 from nestling.levels import Level
 from nestling.memory import flatten
 
@@ -237,10 +235,7 @@ def test_generate_uses_what_was_written_and_beams_share_it():
     assert torch.equal(plain, net.base.generate(prompt, **options))
     taught = net.generate(prompt, state, **options)
     assert not torch.equal(plain, taught)
-    empty = dataclasses.replace(
-        state, held=0 * state.held, position=0 * state.position, open=None,
-        blocks=tuple(dataclasses.replace(block, cache=None) for block in state.blocks),
-    )  # fmt: skip
+    empty = net.new_text(state)
     tokens = prompt
     with torch.no_grad():
         for _ in range(6):

@@ -6,8 +6,8 @@ import pytest
 import stack_models as models
 import torch
 
+from nestling.hf import stack_levels
 from nestling.hf.mlp_finder import find_mlps
-from nestling.hf.stacking import stack_levels
 from nestling.levels import Level
 
 LEVELS = [Level(period=4), Level(period=8)]
@@ -65,25 +65,13 @@ def test_writes_are_the_gradient_of_the_weights(name):
     assert checked == 2 * (3 if len(find_mlps(made)[0].first) == 2 else 2)
     # What comes next is read with them: the same as with the weights changed.
     with torch.no_grad():
-        logits, _ = stacked(models.ids(1, 6, seed=1), _fresh_cache(stacked, state))
+        logits, _ = stacked(models.ids(1, 6, seed=1), stacked.new_text(state))
         for slot in stacked.stack.slots:
             weight = made.get_submodule(slot.path).weight
             written = state.blocks[slot.block].levels["0"][slot.name].weights["full"][0]
             weight.add_(written if name == "gpt2" else written.mT)
         expected = made(input_ids=models.ids(1, 6, seed=1)).logits
     torch.testing.assert_close(logits, expected, rtol=0, atol=1e-8)
-
-
-def _fresh_cache(stacked, state):
-    """The levels of one state with the attention of another: nothing read."""
-    import dataclasses
-
-    start = stacked.initial_state(1)
-    blocks = tuple(
-        dataclasses.replace(new, levels=old.levels)
-        for new, old in zip(start.blocks, state.blocks, strict=True)
-    )
-    return dataclasses.replace(start, blocks=blocks, clocks=state.clocks)
 
 
 def test_an_encoder_learns_from_given_targets():

@@ -10,6 +10,9 @@ from transformers import AutoConfig, AutoModel, AutoModelForCausalLM
 from nestling.hf.cache import HopeCache
 from nestling.hf.configuration import HopeConfig
 from nestling.hf.modeling import HopeForCausalLM, HopeModel
+from nestling.hf.stack_files import StackedConfig, load_stacked
+from nestling.hf.stacked import StackedModel
+from nestling.hf.stacking import stack_levels
 from nestling.hf.tokenizer import byte_tokenizer
 
 AutoConfig.register(HopeConfig.model_type, HopeConfig, exist_ok=True)
@@ -21,5 +24,9 @@ __all__ = [
     "HopeConfig",
     "HopeForCausalLM",
     "HopeModel",
+    "StackedConfig",
+    "StackedModel",
     "byte_tokenizer",
+    "load_stacked",
+    "stack_levels",
 ]

@@ -211,6 +211,13 @@ def settled(stack: Stack, state: StackedState) -> StackedState:
     return dataclasses.replace(state, open=None)
 
 
+def new_text(stack: Stack, state: StackedState) -> StackedState:
+    """What the levels hold, and nothing of attention: the beginning of another text."""
+    state = settled(stack, state)
+    none = torch.zeros_like(state.held)
+    return _at(state, Place((None,) * len(state.blocks), none, none), None)
+
+
 def behind(place: Place, caches: Caches, sizes: Tensor) -> Place:
     """Where a row stands after ``sizes`` more tokens, whose padding is dropped."""
     end, held = int(place.held.max()) + sizes, place.held + sizes

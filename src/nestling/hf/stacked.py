@@ -24,12 +24,12 @@ from nestling.hf.stack_components import stack_components
 from nestling.hf.stack_observe import (
     Observation,
     Stack,
+    new_text,
     observe_passage,
     observe_text,
-    opened,
     read_text,
 )
-from nestling.hf.stack_read import IGNORED, base_of
+from nestling.hf.stack_read import IGNORED, base_of, read_stretch
 from nestling.hf.stack_state import BlockState, Clock, SlotState, StackedState
 from nestling.levels import Component, Level
 from nestling.memory import detach
@@ -98,6 +98,10 @@ class StackedModel(nn.Module):
             position=none(),
             held=none(),
         )
+
+    def new_text(self, state: StackedState) -> StackedState:
+        """What the levels have learned, at the beginning of another text: attention is empty."""
+        return new_text(self.stack, state)
 
     def forward(
         self,
@@ -249,6 +253,33 @@ class StackedModel(nn.Module):
         """Every level and the weights behind it, for the level table."""
         return stack_components(self.base, self.mlps, self.stack, self.across, name)
 
+    @property
+    def name(self) -> str:
+        """What a person calls it."""
+        return f"stacked {type(self.base).__name__}"
+
+    @property
+    def chunk_size(self) -> int:
+        """Most tokens whose errors are found together."""
+        return self.config.chunk
+
+    def definition(self) -> dict[str, Any]:
+        """What it computes but for its weights, in plain JSON values."""
+        own = self.base.config.to_dict()
+        # Where the model came from and which version wrote it change nothing that it computes.
+        base = {k: v for k, v in own.items() if k not in ("_name_or_path", "transformers_version")}
+        return {"stack": self.config.to_dict(), "base": base}
+
+    def save_pretrained(self, directory: Any) -> None:
+        """Write it: :func:`nestling.hf.load_stacked` reads it again.
+
+        Raises:
+            ValueError: see :func:`nestling.hf.stack_files.save_stacked`.
+        """
+        from nestling.hf.stack_files import save_stacked
+
+        save_stacked(self, directory)
+
     def writes(self, state: StackedState) -> Mapping[str, float]:
         """Writes of a row so far, on average, by level; 0 for a level that cannot be written."""
         return {
@@ -257,13 +288,7 @@ class StackedModel(nn.Module):
             for level in (self.config.levels[int(name)],)
         }
 
-    def observing(self, state: StackedState) -> StackedState:
-        """The state as the next ``observe`` takes it: with an open chunk, if an empty one."""
-        return opened(self.stack, state)
-
     def _passage_logits(self, state: StackedState, packed: Packed) -> Tensor:
-        from nestling.hf.stack_read import read_stretch
-
         size, none = packed.lengths, torch.zeros_like(packed.lengths)
         caches = (None,) * len(self.mlps)
         return read_stretch(
