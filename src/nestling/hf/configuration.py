@@ -9,7 +9,7 @@ The field ``nestling`` is the definition; the names that the rest of transformer
 from __future__ import annotations
 
 import dataclasses
-from typing import Any
+from typing import Any, ClassVar
 
 from transformers import PreTrainedConfig
 
@@ -48,7 +48,7 @@ class HopeConfig(PreTrainedConfig):
     """
 
     model_type = "nestling"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference: ClassVar[list[str]] = ["past_key_values"]
 
     def __init__(
         self,
