@@ -1,4 +1,4 @@
-"""The command line: train, generate, inspect, demo, session.
+"""The command line: train, generate, inspect, demo, session, stack.
 
 Options that are not given are left to the library's defaults, or on ``--resume`` to the run that
 goes on. An error is one line on standard error and exit code 2; Ctrl-C ends with 130, after saving.
@@ -172,6 +172,80 @@ def inspect(
     from nestling.cli.level_table import print_levels
 
     print_levels(what, size=size, overrides=override or [], json_file=json_file, svg_file=svg_file)
+
+
+@app.command("eval")
+def evaluate(
+    model: Annotated[
+        Path | None,
+        typer.Argument(help="A run, a checkpoint, or a model of transformers (stacked or not)."),
+    ] = None,
+    tasks: Annotated[
+        list[str] | None, Option(help="Of lm-eval, or of --include-path: a,b,c.")
+    ] = None,
+    include_path: Annotated[
+        list[Path] | None, Option(help="Folder with YAML tasks of your own.")
+    ] = None,
+    writes: Annotated[
+        str | None, Option(help="on: a request's text is learned while read (default); off.")
+    ] = None,
+    session: Annotated[
+        Path | None, Option(help="Saved session where every request starts; it stays as it is.")
+    ] = None,
+    limit: Annotated[int | None, Option(help="Documents of each task (all).", min=1)] = None,
+    shots: Annotated[int | None, Option(help="Worked examples (as the task says).", min=0)] = None,
+    batch: Annotated[int, Option(help="Requests read at once.", min=1)] = 1,
+    length: Annotated[
+        int | None, Option(help="Tokens of a request (the model's limit, or 2048).", min=2)
+    ] = None,
+    tokenizer: Annotated[Path | None, Option(help="Directory to take it from instead.")] = None,
+    out: Annotated[Path | None, Option(help="Write everything as JSON to this file.")] = None,
+    show: Annotated[bool, Option("--list", help="Show the usual tasks and stop.")] = False,
+    device: Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps.")] = "auto",
+) -> None:
+    """Evaluate a model on tasks of lm-eval, with writes on or off."""
+    from nestling.cli.evaluation import Request, evaluate_model, print_tasks
+
+    if show:
+        print_tasks()
+        return
+    names = [name.strip() for item in tasks or [] for name in item.split(",") if name.strip()]
+    evaluate_model(
+        Request(
+            model=model, tasks=names, include=include_path or [], writes=writes, session=session,
+            tokenizer=tokenizer, limit=limit, shots=shots, batch=batch, length=length, out=out,
+            device=device,
+        )
+    )  # fmt: skip
+
+
+@app.command()
+def stack(
+    model: Annotated[Path, typer.Argument(help="Directory of a model of transformers.")],
+    levels: Annotated[
+        str, Option(help="Tokens between two updates of each level, fastest first: 512,2048.")
+    ],
+    out: Annotated[Path, Option("--out", "-o", help="Directory of the stacked model.")],
+    plan: Annotated[
+        str, Option(help="layer_mod_levels: layer j is level j mod k; split: all in each layer.")
+    ] = "layer_mod_levels",
+    layers: Annotated[str | None, Option(help="Only these layers: 4,5,6 (all).")] = None,
+    step_size: Annotated[float, Option(help="Of every write; 0 is the original model.")] = 0.1,
+    error_rule: Annotated[
+        str, Option(help="gradient_descent, delta, heavy_ball, adam.")
+    ] = "gradient_descent",
+    kept: Annotated[float, Option(help="Share of what was written that stays at a write.")] = 1.0,
+    matrices: Annotated[str, Option(help="last, or every matrix of an MLP.")] = "last",
+    rank: Annotated[int | None, Option(help="Of what is written (full matrices).")] = None,
+    window: Annotated[
+        int | None, Option(help="Most tokens that a chunk finds in the cache (all).")
+    ] = None,
+) -> None:
+    """Make the MLPs of a pre-trained model levels that learn while it reads."""
+    options = {name: value for name, value in locals().items() if name not in ("model", "out")}
+    from nestling.cli.stack import Stacking, stack_model
+
+    stack_model(model, out, Stacking(**options))
 
 
 @app.command()

@@ -17,7 +17,10 @@ app = typer.Typer(
 Directory = Annotated[Path, Argument(metavar="SESSION", help="Directory of a session.")]
 Checkpoint = Annotated[
     Path | None,
-    Option(help="Of the model: a step-* directory or a run. Known to a session once begun."),
+    Option(
+        help="Of the model: a step-* directory, a run, or what 'nestling stack' wrote. Known to a "
+        "session once begun."
+    ),
 ]
 Device = Annotated[str, Option(help="auto, cpu, cuda, cuda:1, mps.")]
 Keep = Annotated[int | None, Option(help="Saves kept from now on (5 at first).", min=1)]

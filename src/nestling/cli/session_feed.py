@@ -17,6 +17,7 @@ from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
 
 from nestling.cli.device import choose_device
 from nestling.cli.generation import write_now
+from nestling.cli.opened import open_session
 from nestling.data import Tokenizer
 from nestling.models.sampling import PIECE
 from nestling.session import Session
@@ -65,7 +66,7 @@ def feed_file(directory: Path, request: Feeding) -> None:
     name = "stdin" if str(request.file) == "-" else str(request.file)
     with (
         _opened(request.file) as (opened, size),
-        Session.open(
+        open_session(
             directory,
             checkpoint=request.checkpoint,
             keep=request.keep,
@@ -118,7 +119,7 @@ def generate_text(directory: Path, request: Writing) -> None:
     if isinstance(sys.stdout, io.TextIOWrapper):
         # A model may write any character; a terminal that cannot show it should not end this.
         sys.stdout.reconfigure(errors="replace")
-    with Session.open(
+    with open_session(
         directory, checkpoint=request.checkpoint, device=choose_device(request.device)
     ) as session:
         start = session.position

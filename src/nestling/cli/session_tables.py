@@ -12,9 +12,9 @@ from rich.markup import escape
 from rich.table import Table
 
 from nestling.cli.device import choose_device
+from nestling.cli.opened import open_reader
 from nestling.session import Movement, Part, Save, SessionError, compare, read_saves
 from nestling.session.journal import JOURNAL
-from nestling.session.reader import find_reader
 from nestling.session.session import moment_at
 
 EMPTY = 1e-30
@@ -86,7 +86,7 @@ def print_difference(a: str, b: str | None, *, checkpoint: Path | None, device: 
     """
     first, second = _chosen(a, 1 if b is None else 0), _chosen(b or a, 0)
     (folder, back, save), (other, other_back, other_save) = first, second
-    reader = find_reader(folder, save, checkpoint=checkpoint, device=choose_device(device))
+    reader = open_reader(folder, save, checkpoint=checkpoint, device=choose_device(device))
     reader.check(save)
     reader.check(other_save)
     before, after = moment_at(folder, reader, back), moment_at(other, reader, other_back)

@@ -47,8 +47,15 @@ class StackedConfig(PreTrainedConfig):
 AutoConfig.register(StackedConfig.model_type, StackedConfig, exist_ok=True)
 
 
-def save_stacked(model: StackedModel, directory: str | Path) -> None:
+def save_stacked(
+    model: StackedModel, directory: str | Path, *, tokenizer: str | Path | None = None
+) -> None:
     """Write a stacked model; the directory appears whole or not at all.
+
+    Args:
+        model: its weights are those of the model that it stands on.
+        directory: where to.
+        tokenizer: a directory whose files of a tokenizer are copied along.
 
     Raises:
         ValueError: if something is there already, the model is none that transformers can save,
@@ -79,6 +86,9 @@ def save_stacked(model: StackedModel, directory: str | Path) -> None:
             }  # fmt: skip
             replace(hidden / CONFIG, _json(outer))
             replace(hidden / LEVELS, _json(levels))
+            for file in TOKENIZERS:
+                if tokenizer is not None and (Path(tokenizer) / file).is_file():
+                    replace(hidden / file, (Path(tokenizer) / file).read_bytes())
     except OSError as error:
         raise ValueError(f"{directory}: could not be written: {cause(error)}") from error
 
@@ -121,6 +131,19 @@ def load_stacked(
             f"{directory} was made for another model"
         )
     return StackedModel(base.to(device), config)
+
+
+def load_base(directory: str | Path) -> PreTrainedModel:
+    """A model of transformers from a local directory, as the class that its configuration names.
+
+    Raises:
+        ValueError: naming the file that is missing or damaged, or what does not fit.
+    """
+    directory = Path(directory)
+    own = read_json(directory / CONFIG)
+    if own.get("model_type") == StackedConfig.model_type:
+        raise ValueError(f"model: {directory} is stacked already")
+    return _built(directory, own)
 
 
 def tokenizer_of(directory: str | Path, vocab_size: int) -> Tokenizer:
@@ -169,23 +192,29 @@ def _base(directory: Path) -> PreTrainedModel:
             f"{directory / CONFIG}: expected model_type {StackedConfig.model_type!r}, "
             f"got {outer.get('model_type')!r}"
         )
-    own = outer.get("base")
-    names = own.get("architectures") if isinstance(own, dict) else None
-    if not isinstance(own, dict) or not isinstance(names, list) or len(names) != 1:
-        raise ValueError(f"{directory / CONFIG}: damaged: 'base' names no architecture")
+    if not isinstance(outer.get("base"), dict):
+        raise ValueError(f"{directory / CONFIG}: damaged: expected an object under 'base'")
+    return _built(directory, outer["base"])
+
+
+def _built(directory: Path, own: dict[str, Any]) -> PreTrainedModel:
+    names = own.get("architectures")
+    if not isinstance(names, list) or len(names) != 1 or "model_type" not in own:
+        raise ValueError(f"{directory / CONFIG}: names no architecture, or several")
     kind = getattr(transformers, str(names[0]), None)
     if not (isinstance(kind, type) and issubclass(kind, PreTrainedModel)):
         raise ValueError(f"{directory / CONFIG}: transformers {transformers.__version__} has no "
                          f"model {names[0]!r}")  # fmt: skip
     config = AutoConfig.for_model(**own)
     try:
-        model, info = kind.from_pretrained(
+        loaded: Any = kind.from_pretrained(
             directory, config=config, dtype="auto", use_safetensors=True, local_files_only=True,
             output_loading_info=True,
         )  # fmt: skip
     except (OSError, RuntimeError, ValueError) as error:
         told = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise ValueError(f"{directory}: its weights cannot be read: {told}") from error
+    model, info = loaded
     wrong = {name: found for name, found in info.items() if found}
     if wrong:
         raise ValueError(f"{directory}: its weights do not fit {names[0]}: {wrong}")
