@@ -98,6 +98,8 @@ def test_loss_is_that_of_transformers(case):
     expected = F.cross_entropy(made.logits[:, :-1].flatten(0, 1), labels[:, 1:].flatten())
     # transformers computes losses in float32
     torch.testing.assert_close(made.loss.double(), expected, rtol=1e-6, atol=1e-7)
+    shifted = F.pad(labels, (0, 1), value=-100)[:, 1:].contiguous()
+    close(model(ids, shift_labels=shifted).loss, made.loss)
     per_token = model(ids, labels=labels, num_items_in_batch=100).loss
     torch.testing.assert_close(per_token * 100, made.loss * 21, rtol=1e-6, atol=1e-6)
 
@@ -108,6 +110,8 @@ def test_levels_of_the_loss_learn_where_the_labels_are():
     made = model(ids, labels=ids)
     close(made.loss, seen.loss)
     assert made.logits is None
+    with pytest.raises(ValueError, match="shift_labels"):
+        model(ids, labels=ids, shift_labels=ids)
     grads = torch.autograd.grad(made.loss, list(model.parameters()), allow_unused=True)
     expected = torch.autograd.grad(seen.loss, list(model.parameters()), allow_unused=True)
     for ours, other in zip(grads, expected, strict=True):

@@ -261,6 +261,7 @@ class HopeForCausalLM(HopePreTrainedModel, HopeGeneration, GenerationMixin):
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Any = None,
+        shift_labels: Tensor | None = None,
     ) -> CausalLMOutputWithPast | tuple:
         """Predict the next token, and write every memory on the way.
 
@@ -269,6 +270,7 @@ class HopeForCausalLM(HopePreTrainedModel, HopeGeneration, GenerationMixin):
                 are shifted here, over padding: the loss is that of the same text without it.
             logits_to_keep: the last so many positions, or their indices; 0: all.
             num_items_in_batch: what the sum of losses is divided by, instead of their number.
+            shift_labels: labels that were shifted before, instead.
 
         The other arguments are those of :meth:`HopeModel.forward`.
 
@@ -276,15 +278,17 @@ class HopeForCausalLM(HopePreTrainedModel, HopeGeneration, GenerationMixin):
             ValueError: naming the argument.
         """
         returned = wanted(return_dict, self.config.return_dict)
-        if labels is not None:
-            if labels.shape != (None if input_ids is None else input_ids.shape):
-                raise ValueError(f"labels: expected the shape of input_ids, got {labels.shape}")
+        if labels is not None or shift_labels is not None:
+            learns = self.language_model.config.learns_from_loss
+            for name, given in (("labels", labels), ("shift_labels", shift_labels)):
+                if given is not None and (input_ids is None or given.shape != input_ids.shape):
+                    raise ValueError(f"{name}: expected the shape of input_ids, got {given.shape}")
             if isinstance(logits_to_keep, Tensor) or logits_to_keep != 0:
-                raise ValueError("logits_to_keep: expected 0, since labels need all logits")
-            if self.config.learns_from_loss:
-                if output_hidden_states:
-                    raise ValueError("output_hidden_states: expected False, since the levels of "
-                                     "this model learn from the loss of labels")  # fmt: skip
+                raise ValueError("logits_to_keep: expected 0, since a loss needs all logits")
+            if learns and (output_hidden_states or shift_labels is not None):
+                name = "shift_labels" if shift_labels is not None else "output_hidden_states"
+                raise ValueError(f"{name}: expected none, as levels here learn from labels' loss")
+            if learns and labels is not None:
                 made = self._observe(
                     labels, num_items_in_batch,
                     *self.model.arguments(input_ids, attention_mask, past_key_values, inputs_embeds,
@@ -300,12 +304,13 @@ class HopeForCausalLM(HopePreTrainedModel, HopeGeneration, GenerationMixin):
             kept = slice(-kept if kept else None, None)
         logits = self.lm_head(read.last_hidden_state[:, kept])
         loss = None
-        if labels is not None:
-            assert input_ids is not None
+        if shift_labels is None and labels is not None and input_ids is not None:
             mask = _token_mask(attention_mask, input_ids, None, read=past_key_values)
+            shift_labels = _shifted(labels, mask)
+        if shift_labels is not None:
             loss = self.loss_function(
                 logits=logits, labels=labels, vocab_size=self.config.vocab_size,
-                num_items_in_batch=num_items_in_batch, shift_labels=_shifted(labels, mask),
+                num_items_in_batch=num_items_in_batch, shift_labels=shift_labels,
             )  # fmt: skip
         made = CausalLMOutputWithPast(
             loss=loss, logits=logits, past_key_values=read.past_key_values,
