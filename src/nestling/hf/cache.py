@@ -59,7 +59,7 @@ class HopeCache(Cache):
         self._logits: Tensor | None = None
         self._length = 0 if config is None else config.num_hidden_layers
 
-    def advance(self, state: ModelState, last: Tensor, tokens: Tensor, columns: int) -> None:
+    def advance(self, state: Any, last: Tensor, tokens: Tensor, columns: int) -> None:
         """What a forward pass has read.
 
         Args:
