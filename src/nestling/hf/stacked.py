@@ -266,9 +266,11 @@ class StackedModel(nn.Module):
     def definition(self) -> dict[str, Any]:
         """What it computes but for its weights, in plain JSON values."""
         own = self.base.config.to_dict()
-        # Where the model came from and which version wrote it change nothing that it computes.
-        base = {k: v for k, v in own.items() if k not in ("_name_or_path", "transformers_version")}
-        return {"stack": self.config.to_dict(), "base": base}
+        # Where the model came from and what transformers notes down when it saves change nothing
+        # that it computes; the class and the dtypes of the weights are told apart from them.
+        noted = ("_name_or_path", "architectures", "dtype", "transformers_version")
+        base = {k: v for k, v in own.items() if k not in noted}
+        return {"stack": self.config.to_dict(), "class": type(self.base).__name__, "base": base}
 
     def save_pretrained(self, directory: Any) -> None:
         """Write it: :func:`nestling.hf.load_stacked` reads it again.
