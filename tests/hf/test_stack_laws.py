@@ -211,6 +211,59 @@ def test_second_order_is_the_slope_of_the_loss():
     assert (ends[0] - ends[1]) / 2e-6 == pytest.approx(slope, rel=1e-5)
 
 
+def test_targets_may_be_given_and_may_be_missing():
+    net, tokens = stacked(matrices="every"), models.ids(2, 21)
+    nats, state = read(net, tokens)
+    with torch.no_grad():
+        seen = net.observation(tokens[:, :9], targets=tokens[:, 1:10])
+        more = net.observation(tokens[:, 9:20], seen.state, targets=tokens[:, 10:])
+    torch.testing.assert_close(torch.cat([seen.nats, more.nats], 1), nats[:, 1:], **TOLERANCE)
+    for path, tensor in flatten(more.state).items():
+        if "weights" in path:
+            torch.testing.assert_close(tensor, flatten(state)[path], **TOLERANCE)
+    targets = tokens[:, 1:].masked_fill(torch.arange(20)[None] % 2 == 0, -100)
+    with torch.no_grad():
+        half = net.observation(tokens[:, :-1], targets=targets)
+        first = net.observation(tokens[:, :5])
+    assert half.scored.sum(1).tolist() == [10, 10]
+    expected = first.nats[:, 2::2].mean()  # up to the first write they are the same
+    torch.testing.assert_close(half.nats[:, 1:4:2].mean(), expected, **TOLERANCE)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_half_precision_writes_in_float32(rank):
+    net = stack_levels(models.model("llama", scale=1.0).bfloat16(), [Level(4), Level(8)], rank=rank)
+    tokens = models.ids(2, 20)
+    with torch.no_grad():
+        logits, _ = net(tokens)
+        assert torch.equal(logits, net.base(tokens).logits)
+        _, state = net.observe(tokens)
+    written = [t for path, t in flatten(state).items() if path.endswith((".full", ".left"))]
+    assert {tensor.dtype for tensor in written} == {torch.float32}
+    assert all(value > 0 for value in net.liveness(net.initial_state(2), state).values())
+
+
+def test_lora_may_be_the_slow_level():
+    peft = pytest.importorskip("peft")
+    made, tokens = models.model(), models.ids(1, 20)
+    plain = made(tokens).logits
+    config = peft.LoraConfig(r=2, target_modules=["down_proj", "up_proj"], init_lora_weights=True)
+    lora = peft.get_peft_model(made, config)
+    net = stack_levels(lora, [Level(4), Level(1000)], layers=[0, 1],
+                       regime=("in_context", "across_contexts"))  # fmt: skip
+    with torch.no_grad():
+        assert torch.equal(net(tokens)[0], plain)
+    loss, state = net.observe(tokens)
+    loss.backward()
+    assert net.writes(state) == {"0": 4.0}
+    periods = net.parameter_levels()
+    moved = {name: periods[name].period for name, p in net.named_parameters() if p.grad is not None}
+    assert moved
+    assert all("lora_B" in name or "lora_A" in name for name in moved)
+    assert {period for name, period in moved.items() if ".layers.1.mlp" in name} == {1000}
+    assert {period for name, period in moved.items() if ".layers.0." in name} == {1}
+
+
 def test_the_model_is_not_touched():
     net = stacked(matrices="every")
     before = {name: p.clone() for name, p in net.base.state_dict().items()}
@@ -242,6 +295,13 @@ def test_generate_uses_what_was_written_and_beams_share_it():
             logits, _ = net(tokens, empty)
             tokens = torch.cat([tokens, logits[:, -1].argmax(-1)[:, None]], dim=1)
     assert torch.equal(taught, tokens)
+    folds = stacked("opt", step_size=4.0, levels=(4, 4))  # rows and tokens in one axis
+    _, learned = read(folds, models.ids(2, 30))
+    four = folds.generate(prompt, learned, num_beams=3, **options)
+    for index in range(2):
+        _, alone = read(folds, models.ids(2, 30)[index : index + 1])
+        one = folds.generate(prompt[index : index + 1], alone, num_beams=3, **options)
+        assert torch.equal(one[0], four[index])
     beams = net.generate(prompt, state, num_beams=3, num_return_sequences=2, **options)
     assert beams.shape == (4, 9)
 

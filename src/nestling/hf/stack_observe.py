@@ -131,6 +131,8 @@ def observe_text(stack: Stack, state: StackedState, packed: Packed) -> Observati
     ids, targets = (take(part, at, rest, stack.config.chunk) for part in (text.ids, text.targets))
     chunk = OpenChunk(ids=ids, targets=targets, count=rest, waiting=text.waiting, logits=logits)
     nats, scored = text.collected()
+    if packed.targets is not None:
+        scored = scored & packed.back(packed.targets != IGNORED).to(scored.device)
     return Observation(nats=nats, scored=scored, state=_at(state, now, chunk))
 
 

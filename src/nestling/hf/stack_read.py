@@ -298,6 +298,9 @@ def _call(model: nn.Module, given: Mapping[str, Any], *, frozen: bool) -> Any:
 def _after(base: Base, out: Any) -> Caches:
     if not base.decoder:
         return (None,) * base.blocks
+    if out.past_key_values is None:
+        raise ValueError("model: it keeps no keys and values: gradient checkpointing does that, "
+                         "expected it to be off")  # fmt: skip
     layers = out.past_key_values.layers
     return tuple(KeysValues(keys=layer.keys, values=layer.values) for layer in layers)
 
