@@ -40,6 +40,9 @@ def test_the_python_of_the_tour_runs(somewhere, capsys):
     assert (somewhere / "sessions" / "alice" / "journal.json").exists()
     assert re.search(r"^76 ", everything, flags=re.MULTILINE)
     assert "optimizer.exp_avg" in everything
+    told = re.search(r"([\d.]+) nats per byte without what it has read, ([\d.]+) with", everything)
+    assert told is not None
+    assert float(told[2]) < float(told[1]) - 0.3
     assert scope["reads"].shape == (2, 4, 100, 16)
     assert model.config.continuum.chain[0].regime.kept == 0.9
 
