@@ -173,6 +173,17 @@ class StatefulLM(HFLM):
         self.reading, self.read, self.truncated = reading, 0, 0
         self.on_progress = on_progress
 
+    def generate_until(self, requests: Any, disable_tqdm: bool = False) -> list[str]:
+        """As in lm-eval, without its bar, and where no place is left for a prompt it says so."""
+        for request in requests:
+            asked = request.args[1].get("max_gen_toks", self.max_gen_toks)
+            if int(asked) >= self.max_length:
+                raise ValueError(
+                    f"length: {request.task_name!r} writes up to {asked} tokens behind a prompt, "
+                    f"expected more, got {self.max_length}"
+                )
+        return super().generate_until(requests, disable_tqdm=True)
+
     @property
     def writes(self) -> str | None:
         """As in :class:`Evaluation`; ``None`` if there is nothing to write."""
@@ -187,12 +198,17 @@ class StatefulLM(HFLM):
         truncation: bool = False,
     ) -> Any:  # fmt: skip
         """As in lm-eval; what is cut is counted."""
-        if left_truncate_len:
+        if left_truncate_len is not None:
             self.truncated += sum(len(self.tok_encode(one)) > left_truncate_len for one in strings)
         return super().tok_batch_encode(strings, padding_side, left_truncate_len, truncation)
 
     def _loglikelihood_tokens(self, requests: Any, *args: Any, **words: Any) -> Any:
-        most = self.max_length + 1
+        most, longest = self.max_length + 1, max(len(one[2]) for one in requests)
+        if longest >= most:
+            raise ValueError(
+                f"length: a text to be scored has {longest} tokens, expected at least as many, got "
+                f"{self.max_length}"
+            )
         self.truncated += sum(len(one[1]) + len(one[2]) > most for one in requests)
         return super()._loglikelihood_tokens(requests, **{**words, "disable_tqdm": True})
 
