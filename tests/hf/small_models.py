@@ -13,14 +13,15 @@ CASES: dict[str, tuple[str, dict]] = {
     "levels_of_the_loss": ("hope_attention", {**LEVELS, "source": "backprop"}),
     "windowed": ("transformer", {"window": 6}),
 }
-COMMON = {"width": 16, "heads": 2, "layers": 2, "vocab_size": 50, "hidden": 24}
+COMMON = {"width": 16, "heads": 2, "vocab_size": 50, "hidden": 24}
 
 
 def config_for(case: str, **words) -> HopeConfig:
     preset, own = CASES[case]
     if isinstance(MIXERS[preset], type(MIXERS["hope"])):
         own = {"chunk_size": 4, "memory_chunk_size": 4, **own}
-    return HopeConfig(preset, **{**COMMON, **own, **words})
+    layers = 2 if case in ("hope", "levels_of_the_loss") else 1
+    return HopeConfig(preset, **{**COMMON, "layers": layers, **own, **words})
 
 
 def model_for(case: str, seed: int = 0, **words) -> HopeForCausalLM:

@@ -30,7 +30,7 @@ def tensors_of(folder) -> dict[str, torch.Tensor]:
 @pytest.mark.parametrize("case", ["hope", "titans", "transformer", "levels_nested"])
 def test_round_trip_in_shards(case, tmp_path):
     model, ids = model_for(case), ids_for()
-    model.save_pretrained(tmp_path, max_shard_size="8KB")
+    model.save_pretrained(tmp_path, max_shard_size="4KB")
     assert len(list(tmp_path.glob("model-*.safetensors"))) > 2
     assert not list(tmp_path.glob("*.bin"))
     saved = tensors_of(tmp_path)
@@ -110,7 +110,8 @@ def test_a_cache_is_a_session(case, tmp_path):
     header = cache.save(tmp_path / "talk", model, note="first")
     assert (header.position, header.number, header.note) == (9, 1, "first")
     again = HopeCache.load(tmp_path / "talk", model)
-    assert (again.get_seq_length(), again.read.tolist(), len(again)) == (9, [9], 2)
+    assert (again.get_seq_length(), again.read.tolist()) == (9, [9])
+    assert len(again) == len(cache) == model.config.num_hidden_layers
     with torch.no_grad():
         assert torch.equal(model(more, past_key_values=again).logits,
                            model(more, past_key_values=cache).logits)  # fmt: skip

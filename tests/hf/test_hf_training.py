@@ -3,7 +3,7 @@
 import pytest
 import torch
 from datasets import Dataset
-from small_models import CASES, close, ids_for, model_for
+from small_models import close, ids_for, model_for
 from torch.autograd.graph import saved_tensors_hooks
 from transformers import Trainer, TrainingArguments
 
@@ -27,9 +27,9 @@ def bytes_kept(model: HopeForCausalLM, ids: torch.Tensor) -> tuple[torch.Tensor,
     return loss, sum(size for place, size in sizes.items() if place not in own)
 
 
-@pytest.mark.parametrize("case", [case for case in CASES if case != LOSS])
+@pytest.mark.parametrize("case", ["hope", "titans", "transformer", "levels_nested"])
 def test_gradient_checkpointing(case):
-    model, ids = model_for(case), ids_for(2, 64)
+    model, ids = model_for(case), ids_for(2, 40)
     loss, kept = bytes_kept(model, ids)
     loss.backward()
     expected = {name: p.grad for name, p in model.named_parameters()}
@@ -46,7 +46,7 @@ def test_gradient_checkpointing(case):
 
 
 def test_checkpointing_every_other_layer_and_what_is_refused():
-    model, ids = model_for("titans", layers=4), ids_for(2, 64)
+    model, ids = model_for("titans", layers=4), ids_for(2, 40)
     kept = [bytes_kept(model, ids)[1]]
     for every in (4, 2, 1):
         model.gradient_checkpointing_enable(every_n_layers=every)
@@ -64,7 +64,7 @@ def test_checkpointing_every_other_layer_and_what_is_refused():
 def trainer(model: HopeForCausalLM, folder, steps: int, **words) -> Trainer:
     ids = torch.randint(50, (24, 12), generator=torch.Generator().manual_seed(0)).tolist()
     data = Dataset.from_dict({"input_ids": ids, "labels": ids})
-    told = {"save_steps": 3, "logging_steps": 1, "learning_rate": 1e-2, **words}
+    told = {"save_steps": 2, "logging_steps": 1, "learning_rate": 1e-2, **words}
     return Trainer(
         model=model,
         train_dataset=data,
@@ -79,18 +79,18 @@ def trainer(model: HopeForCausalLM, folder, steps: int, **words) -> Trainer:
 @pytest.mark.parametrize("case", ["hope", LOSS])
 def test_trainer_resumes_to_the_last_bit(case, tmp_path):
     whole = model_for(case).float()
-    trainer(whole, tmp_path / "whole", 6).train()
+    trainer(whole, tmp_path / "whole", 4).train()
     first = model_for(case).float()
-    trainer(first, tmp_path / "cut", 3).train()
+    trainer(first, tmp_path / "cut", 2).train()
     again = model_for(case, seed=5).float()
-    resumed = trainer(again, tmp_path / "cut", 6)
-    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-3"))
+    resumed = trainer(again, tmp_path / "cut", 4)
+    resumed.train(resume_from_checkpoint=str(tmp_path / "cut" / "checkpoint-2"))
     for (name, ours), theirs in zip(whole.named_parameters(), again.parameters(), strict=True):
         assert torch.equal(ours, theirs), name
     moved = [not torch.equal(a, b) for a, b in zip(first.parameters(), again.parameters(),
                                                    strict=True)]  # fmt: skip
     assert sum(moved) > 0.8 * len(moved)
-    assert (tmp_path / "cut" / "checkpoint-6" / "README.md").exists()
+    assert (tmp_path / "cut" / "checkpoint-4" / "README.md").exists()
     assert 3.0 < resumed.evaluate()["eval_loss"] < 5.0
 
 

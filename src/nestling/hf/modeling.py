@@ -261,7 +261,7 @@ class HopeForCausalLM(HopePreTrainedModel, HopeGeneration, GenerationMixin):
         return_dict: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         num_items_in_batch: Any = None,
-        shift_labels: Tensor | None = None,
+        **words: Any,
     ) -> CausalLMOutputWithPast | tuple:
         """Predict the next token, and write every memory on the way.
 
@@ -270,13 +270,18 @@ class HopeForCausalLM(HopePreTrainedModel, HopeGeneration, GenerationMixin):
                 are shifted here, over padding: the loss is that of the same text without it.
             logits_to_keep: the last so many positions, or their indices; 0: all.
             num_items_in_batch: what the sum of losses is divided by, instead of their number.
-            shift_labels: labels that were shifted before, instead.
+            **words: ``shift_labels``, labels that were shifted before, instead. No name of its own:
+                trainers take every argument with ``label`` in it for one that they must give.
 
         The other arguments are those of :meth:`HopeModel.forward`.
 
         Raises:
             ValueError: naming the argument.
+            TypeError: for one that is not there.
         """
+        shift_labels = words.pop("shift_labels", None)
+        if words:
+            raise TypeError(f"forward() got an unexpected keyword argument {min(words)!r}")
         returned = wanted(return_dict, self.config.return_dict)
         if labels is not None or shift_labels is not None:
             learns = self.language_model.config.learns_from_loss
