@@ -6,7 +6,9 @@ and an MLP that makes the parameters equal. Both go on from a cache that holds t
 and every ratio is of one pair. Llama's cache is filled with random keys and values: what they are
 does not change the time, and reading 128K tokens would take most of the run. Hope has read 16K
 random tokens in pieces; a state of fixed size costs the same after 128K, and is the same one there.
-Memory is what the cache holds, and what the peak of the process grows by while it writes.
+Times are of the processor and not of the wall: on one thread they are the same, and other work on
+the machine changes them little. Memory is what the cache holds, and what the peak of the process
+grows by while it writes.
 """
 
 from __future__ import annotations
@@ -14,6 +16,7 @@ from __future__ import annotations
 import argparse
 import copy
 import json
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
@@ -22,7 +25,7 @@ import torch
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PreTrainedModel
 
 from benchmarks import hardware
-from benchmarks.timing import paired
+from benchmarks.timing import Pair
 from nestling.hf import HopeCache, HopeConfig, HopeForCausalLM
 from nestling.memory import flatten
 
@@ -96,6 +99,19 @@ def writing(
         )  # fmt: skip
 
     return run
+
+
+def processor_seconds(function: Callable[[], None]) -> float:
+    start = time.process_time()
+    function()
+    return time.process_time() - start
+
+
+def paired(ours: Callable[[], None], peer: Callable[[], None], *, pairs: int) -> Pair:
+    """As :func:`benchmarks.timing.paired`, in seconds of the processor."""
+    ours(), peer()
+    taken = [(processor_seconds(ours), processor_seconds(peer)) for _ in range(pairs)]
+    return Pair([a for a, _ in taken], [b for _, b in taken])
 
 
 def cache_bytes(cache: HopeCache | DynamicCache) -> int:
