@@ -107,7 +107,7 @@ def evaluate(
         ``results``: by task, metrics as ``"acc"`` and ``"acc_stderr"`` (``"acc,filter"`` where the
         filter is none of the ordinary); ``groups`` the same; ``model``, ``how``, ``versions``,
         ``tasks`` (each one's whole configuration), ``documents``, and ``truncated``, the requests
-        that were longer than ``how.length``. Nothing in it tells of time, place or commit.
+        that were longer than ``how.length``. Nothing in it tells of time or commit.
 
     Raises:
         ValueError: naming the argument; :class:`nestling.hf.tasks.TaskError` for a task.
