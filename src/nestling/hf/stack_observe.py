@@ -191,7 +191,7 @@ def opened(stack: Stack, state: StackedState) -> StackedState:
     weight = next(stack.base.model.parameters())
     none = torch.zeros(state.batch, dtype=torch.long)
     empty = torch.zeros(state.batch, stack.config.chunk, dtype=torch.long)
-    vocab = stack.base.model.config.get_text_config().vocab_size  # pyright: ignore
+    vocab = stack.base.outputs
     chunk = OpenChunk(ids=empty, targets=empty, count=none, waiting=none,
                       logits=weight.new_zeros(state.batch, vocab))  # fmt: skip
     start = trimmed(stack, Place(_caches(state), state.held, state.position), none == 0)

@@ -69,6 +69,7 @@ class Base:
         places: positions in its table, where they are learned; ``None`` where they are not.
         blocks: how many.
         takes: names of the arguments of its forward pass.
+        outputs: logits of a token; tables may be longer than the vocabulary.
     """
 
     model: nn.Module
@@ -76,6 +77,7 @@ class Base:
     places: int | None
     blocks: int
     takes: frozenset[str]
+    outputs: int
 
     @property
     def device(self) -> torch.device:
@@ -93,7 +95,8 @@ def base_of(model: Any, blocks: int) -> Base:
     if getattr(model.config, "is_encoder_decoder", False):
         raise ValueError(f"model: {type(model).__name__} is an encoder with a decoder, "
                          "expected one or the other")  # fmt: skip
-    if model.get_output_embeddings() is None:
+    outputs = model.get_output_embeddings()
+    if outputs is None:
         raise ValueError(
             f"model: {type(model).__name__} predicts no tokens: expected one for causal or masked "
             "language modelling"
@@ -110,8 +113,10 @@ def base_of(model: Any, blocks: int) -> Base:
     ]
     known = getattr(config, "max_position_embeddings", None)
     places = min([*tables, known or tables[0]]) if tables else None
-    return Base(model=model, decoder="past_key_values" in takes, places=places, blocks=blocks,
-                takes=takes)  # fmt: skip
+    return Base(
+        model=model, decoder="past_key_values" in takes, places=places, blocks=blocks,
+        takes=takes, outputs=outputs.weight.shape[0],
+    )  # fmt: skip
 
 
 def read_stretch(
