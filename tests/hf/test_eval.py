@@ -23,7 +23,7 @@ from eval_tasks import (
 )
 from small_models import model_for
 
-from nestling.hf import HopeCache, HopeForCausalLM
+from nestling.hf import HopeForCausalLM
 from nestling.hf.evaluation import Evaluation, evaluate
 from nestling.hf.opening import opened
 from nestling.hf.scoring import Reading, Speaker
@@ -53,8 +53,9 @@ def close(ours, expected):
 
 @pytest.mark.parametrize(("kind", "writes"), [*ON_OFF, ("llama", None)])
 def test_scores_are_the_losses_of_the_model(tasks, kind, writes):
+    """By hand text by text, by lm-eval in batches of unequal texts."""
     made = model(kind)
-    done = run(made, tasks, "pairs", "texts", writes=writes)
+    done = run(made, tasks, "pairs", "texts", writes=writes, batch=2)
     scores = [score(made, *pair, writes) for pair in PAIRS]
     close(done["results"]["pairs"]["perplexity"], math.exp(-sum(scores) / len(scores)))
     total = sum(float(nats(made, [0, *bytes_of(text)], writes).sum()) for text in TEXTS)
@@ -62,23 +63,21 @@ def test_scores_are_the_losses_of_the_model(tasks, kind, writes):
     close(done["results"]["texts"]["bits_per_byte"], total / size / math.log(2))
     assert done["how"]["writes"] == writes
     assert done["truncated"] == 0
+    if writes == "on":  # or on and off could not be told from each other
+        assert abs(sum(scores) - sum(score(made, *pair, "off") for pair in PAIRS)) > 1e-3
 
 
-@pytest.mark.parametrize("kind", LEARNERS)
-def test_writes_matter_and_batches_do_not(tasks, kind):
-    made = model(kind)
+def test_batches_do_not_matter_and_writes_are_on_where_they_can_be(tasks):
+    made = model("stacked")
     one, many = (run(made, tasks, "pairs", "choices", batch=batch) for batch in (1, 3))
-    off = run(made, tasks, "pairs", "choices", batch=3, writes="off")
     for task in ("pairs", "choices"):
         for name, value in one["results"][task].items():
             assert many["results"][task][name] == pytest.approx(value, rel=1e-9)
-    values = [done["results"]["pairs"]["perplexity"] for done in (one, off)]
-    assert abs(math.log(values[0] / values[1])) > 1e-3
-    assert one["how"]["writes"] == "on"  # where there is something to write
+    assert one["how"]["writes"] == "on"
 
 
 def test_a_choice_is_the_likeliest(tasks):
-    made = model("levels_of_the_loss")
+    made = model("stacked")
     done = run(made, tasks, "choices")
     right = normed = 0
     for row in CHOICES:
@@ -92,8 +91,9 @@ def test_a_choice_is_the_likeliest(tasks):
     assert run(made, tasks, "choices", limit=2)["documents"]["choices"]["effective"] == 2
 
 
-@pytest.mark.parametrize("writes", ["on", "off"])
-@pytest.mark.parametrize("kind", ["hope", "levels_of_the_loss", "stacked"])
+@pytest.mark.parametrize(
+    ("kind", "writes"), [("hope", "off"), ("levels_of_the_loss", "on"), ("stacked", "on")]
+)
 def test_every_request_starts_from_the_session(tasks, tmp_path, kind, writes):
     made = model(kind)
     inner = made.language_model if isinstance(made, HopeForCausalLM) else made
@@ -104,8 +104,7 @@ def test_every_request_starts_from_the_session(tasks, tmp_path, kind, writes):
     done = run(made, tasks, "pairs", session=tmp_path / "notes", writes=writes, batch=2)
     scores = [score(made, *pair, writes, state) for pair in PAIRS]
     close(done["results"]["pairs"]["perplexity"], math.exp(-sum(scores) / len(scores)))
-    none = run(made, tasks, "pairs", writes=writes)["results"]["pairs"]["perplexity"]
-    assert none != pytest.approx(done["results"]["pairs"]["perplexity"], rel=1e-6)
+    assert abs(sum(scores) - sum(score(made, *pair, writes) for pair in PAIRS)) > 1e-3
     with Session.open(tmp_path / "notes", model=inner) as session:
         assert session.position == 36  # and it is as it was
 
@@ -136,7 +135,7 @@ def test_generation_reads_what_it_writes(kind, writes):
 
 
 def test_generation_as_a_task(tmp_path):
-    made = model_for("hope", vocab_size=256)
+    made = model("hope")
     tokenizer = byte_tokenizer()
     prompts = ["the cat sat on", "two and two are", "a"]
     answers = []
@@ -170,18 +169,12 @@ def test_a_long_text_is_cut_into_windows(tasks):
             window = nats(made, ids[first : end + 1], "on")
             total += float(window[-(end - start) :].sum())
     size = sum(len(bytes_of(text)) for text in TEXTS)
-    disjoint = done["results"]["texts"]["bits_per_byte"]
     assert done["how"]["length"] == 20
-    assert disjoint != pytest.approx(run(made, tasks, "texts")["results"]["texts"]["bits_per_byte"])
-    assert disjoint == pytest.approx(total / size / math.log(2), rel=0.05)
+    close(done["results"]["texts"]["bits_per_byte"], total / size / math.log(2))
 
 
-def test_the_result_is_plain_and_the_world_stays(tasks, capfd):
-    torch.manual_seed(5)
-    before = torch.get_rng_state()
+def test_the_result_is_plain_and_nothing_is_printed(tasks, capfd):
     done = run(stacked(), tasks, "choices", "choices")
-    torch.manual_seed(5)
-    assert torch.equal(torch.get_rng_state(), before)
     again = run(stacked(), tasks, "choices")
     assert json.dumps(done) == json.dumps(again)
     assert done["model"]["stack"]["levels"] is not None
@@ -192,7 +185,7 @@ def test_the_result_is_plain_and_the_world_stays(tasks, capfd):
 
 
 def test_random_numbers_are_put_back(tasks):
-    made = model("hope")
+    made = model("llama")
     torch.manual_seed(5)
     expected = torch.rand(3)
     torch.manual_seed(5)
@@ -213,8 +206,6 @@ def test_what_does_not_fit_is_refused(tasks, tmp_path):
         run(model("hope"), _fixed(tasks, tmp_path), "none_please", shots=2)
     with pytest.raises(ValueError, match=r"tokenizer: expected that of the model"):
         evaluate(model_for("hope"), ["pairs"])
-    cache = HopeCache()
-    assert cache.state is None
 
 
 def _fixed(tasks, tmp_path):
