@@ -2,9 +2,10 @@
 
 import copy
 
+import datasets
 import pytest
 import torch
-from eval_tasks import llama
+from eval_tasks import llama, run, write_tasks
 from peft import LoraConfig, PeftModel, get_peft_model
 from small_models import ids_for, model_for
 from transformers import Trainer, TrainingArguments
@@ -118,6 +119,23 @@ def test_trainer_moves_adapters_alone(tmp_path):
     again = PeftModel.from_pretrained(base.float(), tmp_path / "adapter")
     ids = ids_for()
     torch.testing.assert_close(again(ids).logits, model(ids).logits, rtol=1e-5, atol=1e-6)
+
+
+def test_an_adapted_model_is_evaluated(tmp_path, monkeypatch):
+    """Behind peft it is still a model with an inner state, and reads as the merged one does."""
+    monkeypatch.setattr(datasets.config, "HF_DATASETS_CACHE", tmp_path / "cache")
+    model, _ = adapted("hope", vocab_size=256, layers=1)
+    train(model, ids_for(2, 24))
+    folder = write_tasks(tmp_path)
+    done = run(model, folder, "pairs", writes="off")
+    assert done["how"]["writes"] == "off"
+    merged = run(model.merge_and_unload(), folder, "pairs", writes="off")
+    value = merged["results"]["pairs"]["perplexity"]
+    assert done["results"]["pairs"]["perplexity"] == pytest.approx(value, rel=1e-9)
+    stack, _, _ = slow_stack(period=96)
+    plain = run(stack.base, folder, "pairs")["results"]["pairs"]["perplexity"]
+    stacked = run(stack, folder, "pairs", writes="off")["results"]["pairs"]["perplexity"]
+    assert stacked == pytest.approx(plain, rel=1e-9)
 
 
 def slow_stack(period, step_size=0.3):
