@@ -101,9 +101,9 @@ def overhead(options: argparse.Namespace) -> Iterator[dict[str, Any]]:
             model(input_ids=ids[:, :-1], use_cache=True)
 
         pair = paired(ours, plain, pairs=options.pairs)
-        work = [
-            min(processor_seconds(what) for _ in range(options.pairs)) for what in (ours, plain)
-        ]
+        work, least = (
+            min(processor_seconds(one) for _ in range(options.pairs)) for one in (ours, plain)
+        )
         slots = [slot for block in state.blocks for level in block.levels.values()
                  for slot in level.values()]  # fmt: skip
         size = sum(t.numel() * t.element_size() for slot in slots for t in flatten(slot).values())
@@ -204,8 +204,8 @@ def effect(options: argparse.Namespace, known: list[dict[str, Any]]) -> Iterator
             for domain, file in texts.items():
                 key = {"suite": "effect", "domain": domain, "levels": list(LEVELS[levels]),
                        "rule": rule, "step_size": step, "chunk": chunk, "plan": options.plan,
-                       "matrices": options.matrices, "bytes": options.bytes,
-                       "streams": options.streams}  # fmt: skip
+                       "matrices": options.matrices, "rank": options.rank, "kept": options.kept,
+                       "bytes": options.bytes, "streams": options.streams}  # fmt: skip
                 if file is None or any(key.items() <= row.items() for row in known):
                     continue
                 whole = read(file)
@@ -215,7 +215,8 @@ def effect(options: argparse.Namespace, known: list[dict[str, Any]]) -> Iterator
                     still = stacked(model, (chunk,), step_size=0.0, **shape)
                     plain[domain] = online(still, rows)[0]
                 net = stacked(model, LEVELS[levels], step_size=step, error_rule=rule,
-                              plan=options.plan, **shape)  # fmt: skip
+                              plan=options.plan, rank=options.rank, kept=options.kept,
+                              **shape)  # fmt: skip
                 began = time.monotonic()
                 bits, state = online(net, rows)
                 start = net.initial_state(len(rows))
@@ -275,6 +276,8 @@ def options_of(arguments: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rules", nargs="+", default=["gradient_descent"])
     parser.add_argument("--plan", default="layer_mod_levels")
     parser.add_argument("--matrices", default="last")
+    parser.add_argument("--rank", type=int, help="of what is written (full)")
+    parser.add_argument("--kept", type=float, default=1.0)
     parser.add_argument("--device", default="cpu")
     options = parser.parse_args(arguments)
     if options.suite == "effect" and options.books is None:
