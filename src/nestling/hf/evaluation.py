@@ -14,7 +14,7 @@ import os
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -272,7 +272,7 @@ def _reader(
     own = ("n_positions", "max_position_embeddings", "n_ctx")
     config = found.model.config.get_text_config()
     if how.length is None and not any(getattr(config, name, None) for name in own):
-        how = Evaluation(**{**asdict(how), "length": LENGTH, "include": how.include})
+        how = replace(how, length=LENGTH)
     if found.learner is None:
         if how.writes == "on" or session is not None:
             given = "writes" if session is None else "session"
