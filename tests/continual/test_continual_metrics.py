@@ -6,12 +6,17 @@ import numpy as np
 import pytest
 
 from nestling.continual import (
+    average_incremental,
     backward_transfer,
+    errors,
     final_average,
     forgetting,
     forgetting_by_domain,
     forward_transfer,
+    intransigence,
+    online_average,
     plasticity,
+    savings,
 )
 
 BEFORE = [8.0, 8.0, 7.0, 9.0]
@@ -82,3 +87,37 @@ def test_what_is_no_such_matrix_is_refused(matrix, message):
 def test_forward_transfer_needs_the_row_before_training():
     with pytest.raises(ValueError, match="row before training"):
         forward_transfer(R)
+
+
+def test_numbers_beyond_the_last_row_by_hand():
+    # Phase means over what was learned: 2, (3 + 1.5) / 2, (2.5 + 4 + 1) / 3, 11 / 4.
+    assert average_incremental(R) == (2.0 + 2.25 + 2.5 + 2.75) / 4
+    assert average_incremental([BEFORE, *R]) == average_incremental(R)
+    assert intransigence(R, [1.0, 1.5, 1.0, 1.0]) == (1.0 + 0 + 0 + 1.0) / 4
+    assert online_average([4.0, 1.0, 1.0], [1, 2, 1]) == (4 + 2 + 1) / 4
+    # Below 2.5 at place 4 the first time, at place 1 the second.
+    assert savings([8.0, 6.0, 5.0, 3.0, 2.0], [4.0, 2.0], criterion=2.5) == 0.75
+    assert savings([8.0, 2.0], [4.0, 3.0, 2.0], criterion=2.5) == -1.0
+    assert savings([8.0, 2.0], [1.0, 3.0], criterion=2.5) == 1.0
+    assert savings([8.0, 2.0], [4.0, 3.0], criterion=2.5) is None
+    assert savings([2.0, 2.0], [4.0, 2.0], criterion=2.5) is None
+
+
+def test_accuracies_as_errors_have_the_signs_of_the_literature():
+    accuracy = [[0.75, 0.0], [0.5, 1.0]]
+    assert final_average(errors(accuracy)) == 1 - 0.75
+    assert forgetting(errors(accuracy)) == 0.25
+    assert backward_transfer(errors(accuracy)) == -0.25
+    with pytest.raises(ValueError, match="not per cent"):
+        errors([[75.0]])
+
+
+def test_curves_and_references_that_do_not_fit_are_refused():
+    with pytest.raises(ValueError, match="joint: expected 4"):
+        intransigence(R, [1.0])
+    with pytest.raises(ValueError, match="positive counts"):
+        online_average([1.0], [0])
+    with pytest.raises(ValueError, match="one for each count"):
+        online_average([1.0, 2.0], [1])
+    with pytest.raises(ValueError, match="at least one loss"):
+        savings([], [1.0], criterion=1.0)

@@ -129,3 +129,109 @@ def forward_transfer(R: Matrix) -> float:
         raise ValueError(f"R: expected a row before training, got only {len(losses)} rows")
     gain = before[1:] - losses.diagonal(offset=1)
     return float(gain.mean()) if gain.size else 0.0
+
+
+def average_incremental(R: Matrix) -> float:
+    """Mean over phases of the mean loss on what was learned until then. Lower is better.
+
+        1/n sum_i 1/i sum over j <= i of R[i, j]
+
+    With error rates it is one minus iCaRL's average incremental accuracy.
+
+    Raises:
+        ValueError: if ``R`` is not such a matrix of finite numbers.
+
+    >>> average_incremental([[2.0, 8.0], [3.0, 2.5]])
+    2.375
+    """
+    losses, _ = _square(R)
+    return float(np.mean([row[: i + 1].mean() for i, row in enumerate(losses)]))
+
+
+def intransigence(R: Matrix, joint: Sequence[float]) -> float:
+    """How much worse a domain is learned than by joint training. Lower is better.
+
+        mean_j R[j, j] - joint[j]
+
+    ``joint[j]`` is the loss on domain j of a model trained on domains 1 ... j together (Chaudhry
+    et al. 2018), or, as a bound for all, on all of them: say which.
+
+    Raises:
+        ValueError: if ``R`` is not such a matrix, or ``joint`` has not one loss for each domain.
+
+    >>> intransigence([[2.0, 8.0], [3.0, 2.5]], [1.5, 2.0])
+    0.5
+    """
+    losses, _ = _square(R)
+    reference = np.asarray(joint, dtype=np.float64)
+    if reference.shape != (len(losses),) or not np.isfinite(reference).all():
+        raise ValueError(
+            f"joint: expected {len(losses)} finite losses, got shape {reference.shape}"
+        )
+    return float((losses.diagonal() - reference).mean())
+
+
+def online_average(losses: Sequence[float], counts: Sequence[int]) -> float:
+    """Area under the online curve: mean loss of each target before it was learned from.
+
+        sum_n c_n l_n / sum_n c_n        (prequential: test, then train; Dawid 1984)
+
+    Args:
+        losses: ``l_n`` of each batch, measured before the step on it.
+        counts: ``c_n``, its targets.
+
+    Raises:
+        ValueError: if there is none, the lengths differ, or a count is not positive.
+
+    >>> online_average([4.0, 1.0], [1, 2])
+    2.0
+    """
+    values, weights = np.asarray(losses, np.float64), np.asarray(counts, np.float64)
+    if values.ndim != 1 or not values.size or values.shape != weights.shape:
+        raise ValueError(
+            f"losses: expected one for each count, got {values.shape} and {weights.shape}"
+        )
+    if not np.isfinite(values).all() or not (weights > 0).all():
+        raise ValueError("losses: expected finite ones with positive counts")
+    return float((values * weights).sum() / weights.sum())
+
+
+def savings(first: Sequence[float], again: Sequence[float], *, criterion: float) -> float | None:
+    """How much less it takes to learn something the second time (Ebbinghaus 1885).
+
+        1 - n_again / n_first,     n = first point of the curve with loss <= criterion
+
+    Both are loss curves at the same places, index 0 before the first step. 1: nothing was needed;
+    0: as much as the first time; negative: more. ``None`` where a curve never gets there, or the
+    first was there from the start: then there is nothing to compare.
+
+    Raises:
+        ValueError: if a curve is empty.
+
+    >>> savings([8.0, 5.0, 3.0, 2.0, 2.0], [4.0, 2.0, 2.0], criterion=2.5)
+    0.6666666666666667
+    """
+    if not len(first) or not len(again):
+        raise ValueError("curves: expected at least one loss in each, got none")
+    reached = [
+        next((n for n, loss in enumerate(curve) if loss <= criterion), None)
+        for curve in (first, again)
+    ]
+    if not reached[0] or reached[1] is None:
+        return None
+    return 1.0 - reached[1] / reached[0]
+
+
+def errors(accuracies: Matrix) -> list[list[float]]:
+    """``1 - A``: a matrix of accuracies as the losses that all metrics here take.
+
+    Raises:
+        ValueError: if a number is not between 0 and 1.
+
+    >>> errors([[1.0, 0.25]])
+    [[0.0, 0.75]]
+    """
+    values = np.asarray(accuracies, dtype=np.float64)
+    if not ((values >= 0) & (values <= 1)).all():
+        raise ValueError("accuracies: expected numbers between 0 and 1 (not per cent)")
+    return (1 - values).tolist()
