@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import stack_toy as toy
 import torch
+from transformers.utils import logging
 
 from nestling.cli import main
 from nestling.hf import load_stacked
@@ -20,6 +21,8 @@ TEXT = toy.sentences(100, seed=7)
 @pytest.fixture
 def cli(monkeypatch, capsys):
     """Runs a command: (exit code, standard output, standard error)."""
+    # Whether transformers shows its own progress depends on what was imported and captured before.
+    monkeypatch.setattr(logging, "_tqdm_active", False)
     monkeypatch.setenv("COLUMNS", "200")
     monkeypatch.setenv("GOMP_SPINCOUNT", "10000")  # set by main() too: put back after the test
 
