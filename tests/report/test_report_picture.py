@@ -13,6 +13,7 @@ import torch
 from nestling.layers import ContinuumConfig, ContinuumMemory
 from nestling.levels import Component, Level, NestedSystem, Transfer
 from nestling.models import build
+from nestling.models.by_level import by_level
 from nestling.models.presets import MIXERS
 from nestling.optim import LevelwiseOptimizer, adamw
 from nestling.report.fold import fold
@@ -20,7 +21,6 @@ from nestling.report.picture import picture
 from nestling.report.picture_layout import lay_out, text_width, tick_of
 from nestling.report.picture_lines import route
 from nestling.train import nested_system
-from nestling.train.run import by_level
 
 MODELS = {name: {"preset": name, "layers": 3} for name in MIXERS}
 MODELS |= {

@@ -15,10 +15,10 @@ from nestling.layers import Attention, ContinuumConfig, ContinuumMemory, SelfMod
 from nestling.levels import Component, Level
 from nestling.memory import flatten
 from nestling.models import build
+from nestling.models.by_level import by_level
 from nestling.models.presets import MIXERS
 from nestling.optim import LevelwiseOptimizer, adamw
 from nestling.train import nested_system
-from nestling.train.run import by_level
 
 FLOW = {"conditioning", "backpropagation"}
 LINEAR = {"generation", "initialisation", *FLOW}

@@ -15,6 +15,7 @@ from rich.table import Table
 from nestling.cli.overrides import configured, parse_overrides
 from nestling.levels import NestedSystem
 from nestling.models import LanguageModel, ModelConfig
+from nestling.models.by_level import by_level
 from nestling.models.presets import MIXERS
 from nestling.optim import LevelwiseOptimizer, adamw
 from nestling.report.fold import fold, folded_transfers
@@ -23,7 +24,6 @@ from nestling.report.picture import picture
 from nestling.storage.checkpoint import read_manifest, resolve
 from nestling.train import TrainConfig, nested_system
 from nestling.train.liveness import never_written, not_written
-from nestling.train.run import by_level
 
 
 def print_levels(

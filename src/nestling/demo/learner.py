@@ -19,10 +19,10 @@ from nestling.data import TextStream
 from nestling.demo.budget import DemoBudget
 from nestling.levels import Level
 from nestling.models import LanguageModel, ModelConfig, configure, match_parameters, parameter_count
+from nestling.models.by_level import by_level
 from nestling.optim import LevelwiseOptimizer, adamw
 from nestling.report.level_table import table_rows
 from nestling.report.results import TableRow
-from nestling.train.run import by_level
 from nestling.train.schedule import warmup_cosine
 from nestling.train.system import nested_system
 

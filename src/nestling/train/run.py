@@ -17,9 +17,9 @@ import torch.nn.functional as F
 
 from nestling.data import TextStream
 from nestling.layers.continuum import Activity
-from nestling.levels import Level
 from nestling.memory import flatten, map_tensors, unflatten
 from nestling.models import LanguageModel
+from nestling.models.by_level import by_level
 from nestling.models.carry import attached, learned, moved_along
 from nestling.models.observe import observing
 from nestling.optim import LevelwiseOptimizer, NonFiniteError, adamw
@@ -287,16 +287,6 @@ class Run:
             f"(now {config.lr:g}), a longer warmup ({config.warmup_steps} steps) or a smaller clip "
             f"({config.clip}){float32}"
         )
-
-
-def by_level(model: LanguageModel) -> list[tuple[Level, dict[str, torch.nn.Parameter]]]:
-    """The parameters of a model that are trained, in groups that move together."""
-    levels: dict[Level, dict[str, torch.nn.Parameter]] = {}
-    of = model.parameter_levels()
-    for name, parameter in model.named_parameters():
-        if parameter.requires_grad:
-            levels.setdefault(of[name], {})[name] = parameter
-    return list(levels.items())
 
 
 def _check_stream(stream: TextStream, config: TrainConfig) -> None:

@@ -1,0 +1,6 @@
+"""Strategies: what to do about what was, while something new comes. One file each."""
+
+from nestling.continual.strategies.base import GradientLearner, cross_entropy, scores_of
+from nestling.continual.strategies.sequential import Sequential
+
+__all__ = ["GradientLearner", "Sequential", "cross_entropy", "scores_of"]
