@@ -10,18 +10,26 @@ from nestling.levels.component import (
     path,
     weights_of,
 )
+from nestling.levels.consolidation import Consolidation, Held, SlowLevel
+from nestling.levels.dreams import dream
 from nestling.levels.level import Level
+from nestling.levels.surprise import Surprise
 from nestling.levels.system import NestedSystem, level_numbers, ordered
 
 __all__ = [
     "NEXT_TOKEN",
     "OUTER",
     "Component",
+    "Consolidation",
+    "Held",
     "Joint",
     "Level",
     "NestedSystem",
+    "SlowLevel",
+    "Surprise",
     "Transfer",
     "TransferKind",
+    "dream",
     "level_numbers",
     "ordered",
     "path",
