@@ -15,6 +15,7 @@ because the average lags behind the newest steps, the teacher is the model from 
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -46,14 +47,14 @@ class Consolidation:
         ValueError: if a number is out of range.
     """
 
-    surprise: float | None = 6.0
+    surprise: float | None = 4.5
     period: int | None = None
     average: float = 0.98
-    dreams: int = 512
+    dreams: int = 256
     length: int = 128
     temperature: float = 1.0
     rehearsal: float = 0.5
-    weight: float = 1.0
+    weight: float = 0.5
 
     def __post_init__(self) -> None:
         for name in ("period", "dreams", "length"):
@@ -112,7 +113,7 @@ class SlowLevel:
         self.written = 0
         self._device = next(model.parameters()).device
         self._seen = torch.zeros(vocabulary, dtype=torch.float64)
-        self._surprise = Surprise(threshold=config.surprise or 1.0)
+        self._surprise = Surprise(threshold=config.surprise or math.inf)
         self._generator = torch.Generator().manual_seed(seed)
         self._count = {"steps": 0, "tokens": 0, "since": 0, "surprises": 0, "credit": 0}
 
@@ -141,8 +142,8 @@ class SlowLevel:
     def consolidate(self) -> None:
         """End the period: the average becomes the teacher, which then dreams.
 
-        First tokens are drawn with the square root of how often each was seen: a rare script gets
-        its dreams, a token that never came gets none. Those counts are all that is kept of a text.
+        First tokens are drawn as often as each was seen. Those counts are all that is kept of a
+        text.
 
         Raises:
             ValueError: if nothing has been noticed yet.
@@ -152,7 +153,7 @@ class SlowLevel:
             raise ValueError("consolidate: expected some text before, nothing was noticed yet")
         self.teacher.load_state_dict(self.weights.state_dict())
         drawn = torch.multinomial(
-            self._seen.sqrt(), config.dreams, replacement=True, generator=self._generator
+            self._seen, config.dreams, replacement=True, generator=self._generator
         )
         self.dreams = dream(
             self.teacher, drawn.to(self._device), length=config.length,

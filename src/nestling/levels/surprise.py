@@ -1,9 +1,11 @@
 """Noticing by the loss alone that something new has begun.
 
-    z = (mean of the last m losses - median of the n before) / (spread of those n / sqrt(m))
+    z = (mean of the last m losses - mean of the n before) / (s sqrt(1 / m + 1 / n))
+    s = sqrt(pi) / 2 x mean of |l_i+1 - l_i| among those n
 
-where the spread is 1.4826 times the median absolute deviation, the standard deviation of a normal
-distribution that outliers cannot move.
+The spread s is that of a normal distribution, found from neighbours: a loss that falls while
+it is learned does not make it larger. On normal noise alone, 1,000 losses raise a false alarm in
+about one of fifteen runs.
 """
 
 from __future__ import annotations
@@ -20,30 +22,30 @@ class Surprise:
 
     Args:
         threshold: the z at which they do not.
-        recent: losses m that are compared; one alone may be an accident.
-        window: losses n that they are compared with; until so many are known nothing is a surprise.
+        recent: losses m that are compared; a few alone may be an accident.
+        before: losses n that they are compared with; until so many are known nothing surprises.
 
     Raises:
         ValueError: if a number is out of range.
 
-    >>> notice = Surprise(threshold=6.0, recent=2, window=4)
+    >>> notice = Surprise(recent=2, before=4)
     >>> [notice(loss) for loss in [2.0, 2.1, 1.9, 2.0, 3.0, 3.0, 3.0]]
     [False, False, False, False, False, True, False]
     """
 
-    def __init__(self, *, threshold: float = 6.0, recent: int = 4, window: int = 40) -> None:
+    def __init__(self, *, threshold: float = 4.5, recent: int = 8, before: int = 32) -> None:
         if not threshold > 0:
             raise ValueError(f"threshold: expected a positive number, got {threshold}")
         if recent < 1:
             raise ValueError(f"recent: expected at least 1, got {recent}")
-        if window < 2 * recent:
-            raise ValueError(f"window: expected at least {2 * recent}, got {window}")
-        self.threshold, self.recent, self.window = threshold, recent, window
+        if before < 3:
+            raise ValueError(f"before: expected at least 3, got {before}")
+        self.threshold, self.recent, self.before = threshold, recent, before
         self.losses: list[float] = []
 
     def __call__(self, loss: float) -> bool:
         """Whether something new has begun; then what was seen before counts no longer."""
-        self.losses = [*self.losses, loss][-(self.window + self.recent) :]
+        self.losses = [*self.losses, loss][-(self.before + self.recent) :]
         if self.z() <= self.threshold:
             return False
         self.losses = []
@@ -51,15 +53,15 @@ class Surprise:
 
     def z(self) -> float:
         """How far the last losses are from those before; 0 while there are too few."""
-        before = torch.tensor(self.losses[: -self.recent], dtype=torch.float64)
-        if len(before) < self.window:
+        if len(self.losses) < self.before + self.recent:
             return 0.0
-        median = before.median()
-        spread = 1.4826 * float((before - median).abs().median())
-        now = sum(self.losses[-self.recent :]) / self.recent
+        losses = torch.tensor(self.losses, dtype=torch.float64)
+        before, recent = losses[: self.before], losses[self.before :]
+        spread = math.sqrt(math.pi) / 2 * float(before.diff().abs().mean())
         # A loss that did not vary at all would make everything a surprise.
-        floor = 0.01 * abs(float(median)) + 1e-12
-        return (now - float(median)) / (max(spread, floor) / math.sqrt(self.recent))
+        spread = max(spread, 0.01 * abs(float(before.mean())), 1e-12)
+        error = spread * math.sqrt(1 / self.recent + 1 / self.before)
+        return (float(recent.mean()) - float(before.mean())) / error
 
     def state(self) -> dict[str, Any]:
         """The losses that count."""
