@@ -91,7 +91,7 @@ def test_rows_curve_and_cost():
     assert run(spy(), stream(), TEST).unit == "error rate"
     assert record.online_unit == "nats"
     assert [probe.losses for probe in record.probes] == list(record.R)
-    assert [probe.seen for probe in record.probes] == [0, 28, 56, 70]
+    assert [probe.seen for probe in record.probes] == list(record.seen) == [0, 28, 56, 70]
     assert set(record.metrics()) == {
         "final_average", "average_incremental", "plasticity", "forgetting", "backward_transfer",
         "forward_transfer", "online_average",

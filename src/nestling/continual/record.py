@@ -46,6 +46,7 @@ class Record:
         names: of the test experiences: the columns.
         phases: of the experiences learned one after the other: the rows but the first.
         R: one row before learning and one after each phase that is over.
+        seen: targets learned from until each row.
         unit: of R, for people.
         online: loss of each batch before it was learned from, and how many targets it had.
         online_unit: of these losses.
@@ -67,6 +68,7 @@ class Record:
     names: tuple[str, ...]
     phases: tuple[str, ...]
     R: tuple[tuple[float, ...], ...] = ()
+    seen: tuple[int, ...] = ()
     unit: str = ""
     online: tuple[tuple[float, int], ...] = ()
     online_unit: str = ""
@@ -132,6 +134,7 @@ class Record:
                     "names": tuple(values["names"]),
                     "phases": tuple(values["phases"]),
                     "R": tuple(map(tuple, values["R"])),
+                    "seen": tuple(values["seen"]),
                     "online": tuple((loss, count) for loss, count in values["online"]),
                     "costs": tuple(Cost(**cost) for cost in values["costs"]),
                     "probes": tuple(Probe(p["seen"], tuple(p["losses"])) for p in values["probes"]),

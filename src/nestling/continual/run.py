@@ -131,6 +131,7 @@ class _Job:
     batches: int = 0
     seconds: float = 0.0
     rows: list[tuple[float, ...]] = field(default_factory=list)
+    seen: list[int] = field(default_factory=list)
     costs: list[Cost] = field(default_factory=list)
     curve: list[tuple[float, int]] = field(default_factory=list)
     probed: list[Probe] = field(default_factory=list)
@@ -177,6 +178,7 @@ class _Job:
             names=tuple(experience.name for experience in self.test),
             phases=tuple(experience.name for experience in self.stream.experiences),
             R=tuple(self.rows),
+            seen=tuple(self.seen),
             unit=UNITS.get(unit, unit),
             online=tuple(self.curve),
             online_unit=UNITS.get(online, online),
@@ -213,6 +215,7 @@ class _Job:
                     "the learner has diverged (a smaller step size?)"
                 )
         self.rows.append(row)
+        self.seen.append(sum(count for _, count in self.curve))
         self.costs.append(self.learner.cost)
         # The rows stand in the curve too, on the same sample as the other probes.
         self._probe(None if self.probes is None else self.probes.on, row)
@@ -257,6 +260,7 @@ class _Job:
             "learner": dict(self.learner.state()),
             "cursor": asdict(self.stream.cursor),
             "rows": self.rows,
+            "seen": self.seen,
             "costs": [asdict(cost) for cost in self.costs],
             "losses": torch.tensor(losses, dtype=torch.float64),
             "counts": torch.tensor(counts, dtype=torch.int64),
@@ -283,6 +287,7 @@ class _Job:
         self.stream.seek(Cursor(**state["cursor"]))
         self.batches, self.seconds = saved.step, state["seconds"]
         self.rows = [tuple(row) for row in state["rows"]]
+        self.seen = list(state["seen"])
         self.costs = [Cost(**cost) for cost in state["costs"]]
         losses, counts = state["losses"].tolist(), state["counts"].tolist()
         self.curve = list(zip(losses, counts, strict=True))

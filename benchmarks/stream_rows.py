@@ -1,0 +1,216 @@
+"""One line for each run over a stream: what all stream benchmarks write and the page reads.
+
+    benchmarks/results/{task}.jsonl         one JSON object a line, only ever appended to
+
+A row is complete or absent, so a benchmark that was stopped asks :func:`done` what it may skip:
+
+    for seed in seeds:
+        if not done(rows, task="domains", strategy="replay", model="hope", seed=seed, settings=s):
+            append(row_of(run(...), task="domains", strategy="replay", ...))
+
+Keys: ``task``, ``strategy``, ``model``, ``seed``, ``settings`` (plain values), ``names`` (columns
+of R), ``R`` (a row before learning and one after each phase; for joint training before and after),
+``unit`` (of R and ``online``), ``online`` (prequential average, or null), ``cost``
+(``stored_bytes``, ``forward``, ``backward``), ``seconds`` (spent learning), ``commit``,
+``hardware``, ``joint``; and where there is one, ``curve``: ``seen`` (targets), ``losses`` (one list
+a point), ``ends`` (targets seen at each row of R).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from benchmarks import hardware
+from nestling.continual.record import Record
+
+RESULTS = hardware.RESULTS
+BITS, ERRORS = "bits per byte", "error rate"
+KINDS: dict[str, type | tuple[type, ...]] = {
+    "task": str,
+    "strategy": str,
+    "model": str,
+    "seed": int,
+    "settings": dict,
+    "names": list,
+    "R": list,
+    "unit": str,
+    "online": (int, float, type(None)),
+    "cost": dict,
+    "seconds": (int, float),
+    "commit": str,
+    "hardware": str,
+    "joint": bool,
+}
+
+
+def row_of(
+    record: Record,
+    *,
+    task: str,
+    strategy: str,
+    model: str,
+    seed: int,
+    settings: Mapping[str, Any],
+    unit: str = ERRORS,
+    joint: bool = False,
+) -> dict[str, Any]:
+    """The row of a finished run.
+
+    Args:
+        record: of :func:`nestling.continual.run.run`.
+        task: what was learned; also the name of the file.
+        strategy, model, seed, settings: what the run is known by.
+        unit: ``"bits per byte"`` or ``"error rate"``. The online average of losses in nats is given
+            in bits; where the online curve has another unit than R, it is left out.
+        joint: all experiences were learned as one.
+
+    Raises:
+        ValueError: if the run is not finished, or the unit is neither.
+
+    >>> record = Record(names=("a",), phases=("a",), R=((8.0,), (2.0,)), online=((math.log(2), 4),),
+    ...                 online_unit="nats", finished=True)
+    >>> row = row_of(record, task="t", strategy="s", model="m", seed=0, settings={}, unit=BITS)
+    >>> row["R"], row["online"]
+    ([[8.0], [2.0]], 1.0)
+    """
+    if not record.finished:
+        raise ValueError("record: expected one of a finished run")
+    if unit not in (BITS, ERRORS):
+        raise ValueError(f"unit: expected {BITS!r} or {ERRORS!r}, got {unit!r}")
+    average = record.metrics().get("online_average")
+    factor = {(BITS, "nats"): 1 / math.log(2), (BITS, "bits"): 1.0}.get((unit, record.online_unit))
+    if record.online_unit == unit:
+        factor = 1.0
+    cost = record.costs[-1] if record.costs else None
+    found: dict[str, Any] = {
+        "task": task,
+        "strategy": strategy,
+        "model": model,
+        "seed": seed,
+        "settings": dict(settings),
+        "names": list(record.names),
+        "R": [list(row) for row in record.R],
+        "unit": unit,
+        "online": None if average is None or factor is None else average * factor,
+        "cost": {name: getattr(cost, name, 0) for name in ("stored_bytes", "forward", "backward")},
+        "seconds": round(record.seconds, 2),
+        "commit": hardware.commit(),
+        "hardware": f"{hardware.processor()}, {os.cpu_count()} cores",
+        "joint": joint,
+    }
+    if len(record.probes) > len(record.R):
+        found["curve"] = {
+            "seen": [probe.seen for probe in record.probes],
+            "losses": [list(probe.losses) for probe in record.probes],
+            "ends": list(record.seen),
+        }
+    return found
+
+
+def append(row: Mapping[str, Any], file: Path | None = None) -> Path:
+    """Add a row to its file, ``benchmarks/results/{task}.jsonl`` unless another is given.
+
+    Raises:
+        ValueError: naming what is missing or of the wrong kind, or a number that is not finite.
+    """
+    check(row)
+    file = file or RESULTS / f"{row['task']}.jsonl"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    data = (json.dumps(row, allow_nan=False) + "\n").encode()
+    # One write in append mode: two processes with one file never mix their lines.
+    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
+    try:
+        size = os.fstat(handle).st_size
+        if size and os.pread(handle, 1, size - 1) != b"\n":
+            data = b"\n" + data  # a line that a kill cut off stays alone
+        os.write(handle, data)
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+    return file
+
+
+def read(files: Path | Iterable[Path] = RESULTS) -> list[dict[str, Any]]:
+    """All rows of a file, of files, or of every ``.jsonl`` of a folder.
+
+    A last line that was cut off by a kill is left out.
+
+    Raises:
+        ValueError: naming file and line of anything else that is not such a row.
+    """
+    if isinstance(files, Path):
+        files = sorted(files.glob("*.jsonl")) if files.is_dir() else [files]
+    found = []
+    for file in files:
+        if not file.exists():
+            continue
+        lines = file.read_text(encoding="utf-8").split("\n")
+        for number, line in enumerate(lines, start=1):
+            if not line.strip():
+                continue
+            try:
+                row = json.loads(line)
+                check(row)
+            except ValueError as error:
+                if isinstance(error, json.JSONDecodeError) and _cut_off(line, number, len(lines)):
+                    continue
+                raise ValueError(f"{file}:{number}: {error}") from error
+            found.append(row)
+    return found
+
+
+def done(
+    rows: Sequence[Mapping[str, Any]],
+    *,
+    task: str,
+    strategy: str,
+    model: str,
+    seed: int,
+    settings: Mapping[str, Any],
+) -> bool:
+    """Whether the rows hold this run already.
+
+    >>> done([], task="t", strategy="s", model="m", seed=0, settings={"lr": 0.1})
+    False
+    """
+    wanted = [task, strategy, model, seed, _plain(settings)]
+    keys = ("task", "strategy", "model", "seed")
+    return any([*(row[key] for key in keys), _plain(row["settings"])] == wanted for row in rows)
+
+
+def check(row: Any) -> None:
+    """Make sure that a row is one.
+
+    Raises:
+        ValueError: naming the key.
+    """
+    if not isinstance(row, Mapping):
+        raise ValueError(f"row: expected an object, got {type(row).__name__}")
+    for key, kind in KINDS.items():
+        if key not in row:
+            raise ValueError(f"row: no {key!r}")
+        if not isinstance(row[key], kind):
+            raise ValueError(f"row: {key!r} is a {type(row[key]).__name__}")
+    columns, phases = len(row["names"]), len(row["R"])
+    if any(len(line) != columns for line in row["R"]):
+        raise ValueError(f"row: 'R' has not {columns} columns, as 'names' has")
+    if not row["joint"] and phases not in (columns, columns + 1):
+        raise ValueError(f"row: 'R' has {phases} rows for {columns} experiences")
+    if not all(math.isfinite(value) for line in row["R"] for value in line):
+        raise ValueError("row: 'R' holds a number that is not finite")
+    missing = {"stored_bytes", "forward", "backward"} - set(row["cost"])
+    if missing:
+        raise ValueError(f"row: 'cost' has no {min(missing)!r}")
+
+
+def _cut_off(line: str, number: int, lines: int) -> bool:
+    return number == lines or not line.endswith("}")
+
+
+def _plain(value: Any) -> Any:
+    return json.loads(json.dumps(value))
