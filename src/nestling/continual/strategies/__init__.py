@@ -2,6 +2,24 @@
 
 from nestling.continual.strategies.base import GradientLearner, cross_entropy, scores_of
 from nestling.continual.strategies.consolidated import Consolidated
+from nestling.continual.strategies.der import DarkReplay
+from nestling.continual.strategies.ewc import EWC
+from nestling.continual.strategies.fisher import diagonal_fisher
+from nestling.continual.strategies.lwf import LwF
+from nestling.continual.strategies.replay import Replay
+from nestling.continual.strategies.reservoir import Reservoir
 from nestling.continual.strategies.sequential import Sequential
 
-__all__ = ["Consolidated", "GradientLearner", "Sequential", "cross_entropy", "scores_of"]
+__all__ = [
+    "EWC",
+    "Consolidated",
+    "DarkReplay",
+    "GradientLearner",
+    "LwF",
+    "Replay",
+    "Reservoir",
+    "Sequential",
+    "cross_entropy",
+    "diagonal_fisher",
+    "scores_of",
+]
