@@ -77,6 +77,9 @@ STRATEGIES: dict[str, tuple[Build, Settings]] = {
 }  # fmt: skip
 """Name to how it is built and what was chosen for it on the validation stream."""
 
+TOLD = ("EWC", "online EWC", "LwF")
+"""Strategies that are told where a domain ends: without it they are plain training."""
+
 JOINT: dict[str, tuple[Build, Settings]] = {
     "joint": (STRATEGIES["sequential"][0], {"lr": 1e-3}),
     "joint, averaged": (_slow, {"lr": 2e-3, "surprise": None}),
@@ -105,7 +108,7 @@ def learn(options: argparse.Namespace, preset: str, strategy: str, seed: int, ro
                    length=LENGTH, names=options.domains)  # fmt: skip
     joint = strategy in JOINT
     learned = [together(data.train)] if joint else data.train
-    stream = Stream(learned, batch=BATCH, seed=seed, boundaries=strategy in ("EWC", "online EWC", "LwF"))  # fmt: skip  # noqa: E501
+    stream = Stream(learned, batch=BATCH, seed=seed, boundaries=strategy in TOLD)
     learner = build(model_of(preset, seed), settings, seed)
     name = "-".join([task, preset, strategy, str(seed), *(f"{k}{v}" for k, v in settings.items())])
     record = run(
@@ -140,7 +143,9 @@ def _setting(text: str) -> tuple[str, Any]:
     name, equals, value = text.partition("=")
     if not equals:
         raise argparse.ArgumentTypeError(f"expected NAME=NUMBER, got {text!r}")
-    return name, None if value == "none" else float(value) if "." in value or "e" in value else int(value)  # fmt: skip  # noqa: E501
+    if value == "none":
+        return name, None
+    return name, float(value) if "." in value or "e" in value else int(value)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

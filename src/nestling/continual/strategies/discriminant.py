@@ -4,9 +4,10 @@
     S_r      = (1 - r) S + r tr(S)/d I
     score_c  = x S_r^-1 m_c - 1/2 m_c S_r^-1 m_c + ln n_c / N
 
-Exactly ``LinearDiscriminantAnalysis(solver="lsqr", shrinkage=r)`` of scikit-learn on everything seen
-so far, from sums alone: no example is kept, and the order of the stream makes no difference. With
-a frozen encoder it is the core of InCA (Momeni et al. 2025) and of deep SLDA (Hayes and Kanan 2020).
+Exactly ``LinearDiscriminantAnalysis(solver="lsqr", shrinkage=r)`` of scikit-learn on everything
+seen so far, from sums alone: no example is kept, and the order of the stream makes no difference.
+With a frozen encoder it is the core of InCA (Momeni et al. 2025) and of deep SLDA (Hayes and Kanan
+2020).
 """
 
 from __future__ import annotations
