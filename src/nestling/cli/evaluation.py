@@ -11,12 +11,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from rich import box
 from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from nestling.cli.device import choose_device
+from nestling.cli.tables import new_console, new_table
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def evaluate_model(request: Request) -> None:
         )
     if request.out is not None:
         request.out.write_text(json.dumps(done, indent=1, sort_keys=True) + "\n", encoding="utf-8")
-    console = _console()
+    console = new_console()
     for line in _told(str(request.model), done):
         console.print(line, markup=False, highlight=False, soft_wrap=True)
     console.print(results_table(done))
@@ -83,16 +83,16 @@ def print_tasks() -> None:
     _needs_extra()
     from nestling.hf.tasks import DOWNSTREAM, VERSION, downstream_tasks
 
-    grid = _table("name", f"task in lm-eval {VERSION}", "of", "measured by", "data")
+    grid = new_table("name", f"task in lm-eval {VERSION}", "of", "measured by", "data")
     for known in downstream_tasks():
         kind = DOWNSTREAM[known.name].kind
         grid.add_row(known.name, known.task, kind, known.measures, escape(known.data))
-    _console().print(grid)
+    new_console().print(grid)
 
 
 def results_table(done: Mapping[str, Any]) -> Table:
     """One row for each metric; an arrow says which way is better."""
-    grid = _table("task", "documents>", "metric", "value>", "stderr>")
+    grid = new_table("task", "documents>", "metric", "value>", "stderr>")
     higher = done["higher_is_better"]
     for task, values in [*done["results"].items(), *done["groups"].items()]:
         if task in done["groups"] and task in done["results"] and values is done["results"][task]:
@@ -150,20 +150,3 @@ def _needs_extra() -> None:
 
 def _number(value: float) -> str:
     return f"{value:,.4f}" if abs(value) < 1e6 else f"{value:.4g}"
-
-
-def _table(*columns: str) -> Table:
-    """A grid; a ``>`` behind a name means numbers."""
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        grid.add_column(
-            name.removesuffix(">"), justify="right" if name.endswith(">") else "left",
-            overflow="fold",
-        )  # fmt: skip
-    return grid
-
-
-def _console() -> Console:
-    console = Console()
-    # A file or a pipe has no edge to wrap at.
-    return console if console.is_terminal else Console(width=200)

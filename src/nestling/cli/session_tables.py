@@ -6,13 +6,12 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from rich import box
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from nestling.cli.device import choose_device
 from nestling.cli.opened import open_reader
+from nestling.cli.tables import new_console, new_table
 from nestling.session import Movement, Part, Save, SessionError, compare, read_saves
 from nestling.session.journal import JOURNAL
 from nestling.session.session import moment_at
@@ -36,7 +35,7 @@ def print_sessions(directory: Path) -> None:
             f"{directory}: holds no session; 'nestling session feed NEW TEXT --checkpoint RUN' "
             "begins one"
         )
-    grid = _table(
+    grid = new_table(
         "session", "model", "position>", "state>", "grows with the text", "saves>", "last"
     )
     for folder in sessions:
@@ -52,7 +51,7 @@ def print_sessions(directory: Path) -> None:
                 name, _model(last), f"{last.position:,}", size(_bytes(last.parts)),
                 _growth(last.parts), str(len(saves)), f"{last.saved_at}  {escape(last.note)}",
             )  # fmt: skip
-    _console().print(grid)
+    new_console().print(grid)
 
 
 def print_session(directory: Path) -> None:
@@ -64,7 +63,7 @@ def print_session(directory: Path) -> None:
     saves = read_saves(directory)
     if not saves:
         raise SessionError(f"{directory}: was never saved")
-    last, console = saves[-1], _console()
+    last, console = saves[-1], new_console()
     for line in (
         f"{directory}: position {last.position:,} tokens ({last.identity.tokenizer_name})",
         f"model: {_model(last)}, {last.identity.model[:12]}, "
@@ -90,13 +89,13 @@ def print_difference(a: str, b: str | None, *, checkpoint: Path | None, device: 
     reader.check(save)
     reader.check(other_save)
     before, after = moment_at(folder, reader, back), moment_at(other, reader, other_back)
-    console = _console()
+    console = new_console()
     console.print(
         f"from {folder} save {save.number}, position {save.position:,}, "
         f"to {other} save {other_save.number}, position {other_save.position:,}",
         markup=False, highlight=False, soft_wrap=True,
     )  # fmt: skip
-    grid = _table("memory", "moved>")
+    grid = new_table("memory", "moved>")
     for movement in compare(reader.model, before.state, after.state):
         grid.add_row(escape(movement.name), _moved(movement))
     console.print(grid)
@@ -131,7 +130,7 @@ def _chosen(what: str, back: int) -> tuple[Path, int, Save]:
 
 
 def _parts(parts: Sequence[Part]) -> Table:
-    grid = _table("period>", "memory", "blocks>", "bytes>", "grows with the text", "norm>")
+    grid = new_table("period>", "memory", "blocks>", "bytes>", "grows with the text", "norm>")
     for part in sorted(parts, key=lambda part: (part.fastest is None, part.fastest or 0)):
         grid.add_row(
             _period(part), escape(part.name), str(part.count), f"{part.bytes:,}", _growth([part]),
@@ -165,7 +164,7 @@ def _levels(save: Save) -> list[str]:
 
 
 def _saves(saves: Sequence[Save]) -> Table:
-    grid = _table("save>", "position>", "file>", "saved at", "note")
+    grid = new_table("save>", "position>", "file>", "saved at", "note")
     for save in saves:
         grid.add_row(
             str(save.number), f"{save.position:,}", size(save.bytes), save.saved_at,
@@ -197,20 +196,3 @@ def _model(save: Save) -> str:
 
 def _bytes(parts: Sequence[Part]) -> int:
     return sum(part.bytes for part in parts)
-
-
-def _table(*columns: str) -> Table:
-    """A grid; a ``>`` behind a name means numbers."""
-    grid = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for name in columns:
-        grid.add_column(
-            name.removesuffix(">"), justify="right" if name.endswith(">") else "left",
-            overflow="fold",
-        )  # fmt: skip
-    return grid
-
-
-def _console() -> Console:
-    console = Console()
-    # A file or a pipe has no edge to wrap at.
-    return console if console.is_terminal else Console(width=200)

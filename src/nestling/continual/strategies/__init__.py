@@ -1,10 +1,13 @@
 """Strategies: what to do about what was, while something new comes. One file each."""
 
 from nestling.continual.strategies.base import GradientLearner, cross_entropy, scores_of
+from nestling.continual.strategies.class_means import ClassMeans
 from nestling.continual.strategies.consolidated import Consolidated
 from nestling.continual.strategies.der import DarkReplay
+from nestling.continual.strategies.discriminant import StreamingDiscriminant
 from nestling.continual.strategies.ewc import EWC
 from nestling.continual.strategies.fisher import diagonal_fisher
+from nestling.continual.strategies.least_squares import LeastSquares, RandomFeatures
 from nestling.continual.strategies.lwf import LwF
 from nestling.continual.strategies.replay import Replay
 from nestling.continual.strategies.reservoir import Reservoir
@@ -12,13 +15,17 @@ from nestling.continual.strategies.sequential import Sequential
 
 __all__ = [
     "EWC",
+    "ClassMeans",
     "Consolidated",
     "DarkReplay",
     "GradientLearner",
+    "LeastSquares",
     "LwF",
+    "RandomFeatures",
     "Replay",
     "Reservoir",
     "Sequential",
+    "StreamingDiscriminant",
     "cross_entropy",
     "diagonal_fisher",
     "scores_of",
