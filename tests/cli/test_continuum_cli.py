@@ -1,32 +1,19 @@
 """Levels in context from the command line, by their plain words: train, inspect, feed, show."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
-
-from nestling.cli import main
 
 WORDS = ["periods=[8,20]", "regime=in_context", "variant=nested", "step_size=0.5"]
 SMALL = ["width=16", "heads=2", "layers=1", "hidden=16", *WORDS]
 TEXT = "the cat sat on the mat, and the hen sat on the cat.\n" * 30
 
 
-@pytest.fixture
-def cli(monkeypatch, capsys, tmp_path):
+@pytest.fixture(autouse=True)
+def _place(monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")
     Path("book.txt").write_text(TEXT)
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nestling", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.mark.parametrize("source", ["local", "backprop"])

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,28 +10,16 @@ import stack_toy as toy
 import torch
 from transformers.utils import logging
 
-from nestling.cli import main
 from nestling.hf import load_stacked
 from nestling.session import Session
 
 TEXT = toy.sentences(100, seed=7)
 
 
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Runs a command: (exit code, standard output, standard error)."""
+@pytest.fixture(autouse=True)
+def _quiet(monkeypatch):
     # Whether transformers shows its own progress depends on what was imported and captured before.
     monkeypatch.setattr(logging, "_tqdm_active", False)
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")  # set by main() too: put back after the test
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nestling", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -13,7 +13,6 @@ import pytest
 import torch
 from small_sessions import files, read, same, tensors
 
-from nestling.cli import main
 from nestling.cli.session_tables import _levels
 from nestling.models import LanguageModel
 from nestling.session import Session, read_saves
@@ -22,21 +21,6 @@ from nestling.storage import load_model
 
 SMALL = ["--set", "width=16", "--set", "heads=2", "--set", "layers=1", "--set", "hidden=16"]
 TEXT = "the cat sat on the mat, and the hen sat on the cat.\n" * 30
-
-
-@pytest.fixture
-def cli(monkeypatch, capsys):
-    """Runs a command: (exit code, standard output, standard error)."""
-    monkeypatch.setenv("COLUMNS", "200")
-    monkeypatch.setenv("GOMP_SPINCOUNT", "10000")  # set by main() too: put back after the test
-
-    def run(*arguments: object) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["nestling", *map(str, arguments)])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        return (int(ended.value.code or 0), *capsys.readouterr())
-
-    return run
 
 
 @pytest.fixture

@@ -126,6 +126,32 @@ def train(
 
 
 @app.command()
+def learn(
+    model: Annotated[str, typer.Argument(help="A run, a checkpoint, or a preset for a new model.")],
+    texts: Annotated[list[Path], typer.Argument(help="Text files, learned in this order.")],
+    out: Annotated[Path, Option(help="Where the learned model and the report go.")] = Path(
+        "learned"
+    ),
+    strategy: Annotated[
+        str, Option(help="consolidated (nothing stored), sequential, replay.")
+    ] = "consolidated",
+    lr: Annotated[float, Option(help="Step size.")] = 2e-3,
+    batch: Annotated[int, Option(help="Sequences per step.")] = 8,
+    length: Annotated[int, Option(help="Tokens per sequence.")] = 128,
+    passes: Annotated[int, Option(help="Times that each text is read.")] = 1,
+    held_out: Annotated[float, Option(help="Share of each text kept for measuring.")] = 0.1,
+    stored: Annotated[int, Option(help="Sequences that replay keeps.")] = 256,
+    size: Annotated[str, Option(help="Of a new model.")] = "tiny",
+    seed: Annotated[int, Option(help="Of weights, order and dreams.")] = 0,
+) -> None:
+    """Learn texts one after the other and show what was kept. The same command goes on."""
+    given = {**locals(), "texts": tuple(texts)}
+    from nestling.cli.learn import Request, learn_texts
+
+    learn_texts(Request(**given))
+
+
+@app.command()
 def generate(
     checkpoint: Annotated[Path, typer.Argument(help="A step-* directory, or a run (its newest).")],
     prompt: Annotated[str | None, Option(help="Text to go on from.")] = None,

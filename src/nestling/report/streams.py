@@ -117,6 +117,8 @@ def stability_plasticity(
                          edgecolors="white", linewidths=0.6, zorder=3)  # fmt: skip
         axes.axhline(0.0, color=FAINT, linewidth=0.8)
         axes.set_yscale("symlog", linthresh=0.1)
+        lost = [forgotten for seeds in points.values() for _, forgotten in seeds]
+        axes.set_ylim(min(-0.02, 1.3 * min(lost)), max(0.1, 1.6 * max(lost)))
         axes.set_xlabel(f"just learned: {unit} on the domain of the phase")
         axes.set_ylabel(f"forgetting: {unit} lost since the best")
         axes.grid()

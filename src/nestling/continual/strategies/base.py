@@ -8,6 +8,7 @@ of them, so two strategies differ in their idea and in nothing else.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -24,7 +25,7 @@ from nestling.optim.levelwise import Make
 from nestling.shapes import Tensor
 
 
-class GradientLearner:
+class GradientLearner(ABC):
     """A model that is moved by the gradient of a loss; a subclass says which loss.
 
     Args:
@@ -51,6 +52,10 @@ class GradientLearner:
         self._make, self._levels, self._clip = make, levels, clip
         self._spent = Cost()
         self.optimizer = self._new_optimizer()
+
+    @abstractmethod
+    def observe(self, batch: Batch) -> float:
+        """Learn from a batch; its loss before, in nats: what makes a strategy."""
 
     @property
     def cost(self) -> Cost:
@@ -88,7 +93,7 @@ class GradientLearner:
         """What a strategy keeps beside model and optimizer; a subclass with any overrides both."""
         return {}
 
-    def load_memory(self, memory: Mapping[str, Any]) -> None:
+    def load_memory(self, memory: Mapping[str, Any]) -> None:  # noqa: B027
         """Take what :meth:`memory` gave."""
 
     def state(self) -> dict[str, Any]:
