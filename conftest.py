@@ -1,5 +1,8 @@
 """Check every shape annotation of the package while the tests and doctests run."""
 
+import sys
+
+import pytest
 from jaxtyping import install_import_hook
 
 install_import_hook("nestling", "beartype.beartype")

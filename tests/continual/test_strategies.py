@@ -142,6 +142,8 @@ class TestReservoir:
         with pytest.raises(ValueError, match="as many rows"):
             buffer.add(torch.zeros(2), torch.zeros(3))
         buffer.add(torch.zeros(2, 3))
+        with pytest.raises(ValueError, match="buffer of 3, got 2"):
+            Reservoir(3).load_state(buffer.state())
         with pytest.raises(ValueError, match=r"expected rows of \[\(3,\)\], got \[\(4,\)\]"):
             buffer.add(torch.zeros(2, 4))
 
@@ -180,6 +182,33 @@ class TestReplay:
             learner.model.parameters(), before.parameters(), gradients, strict=True
         ):
             torch.testing.assert_close(parameter, start - 0.1 * gradient)
+
+
+def test_padding_counts_nowhere():
+    """The same text with ignored targets behind it moves a model as without them."""
+
+    def padded(batch: Batch) -> Batch:
+        ids = torch.nn.functional.pad(batch.inputs, (0, 3), value=97)
+        return Batch(ids, torch.nn.functional.pad(batch.targets, (0, 3), value=-100))
+
+    for strategy in (CLASSIFIERS["LwF"], CLASSIFIERS["DER++"], CLASSIFIERS["EWC"]):
+        plain_text, with_padding = strategy(text_model(), sgd), strategy(text_model(), sgd)
+        for seed in range(3):
+            plain_text.observe(texts(seed))
+            with_padding.observe(padded(texts(seed)))
+            plain_text.end_experience(texts(seed))
+            with_padding.end_experience(padded(texts(seed)))
+        for mine, other in zip(
+            with_padding.model.parameters(), plain_text.model.parameters(), strict=True
+        ):
+            torch.testing.assert_close(mine, other)
+
+
+def test_stored_bytes_are_those_of_the_examples():
+    learner = Replay(classifier(), sgd, capacity=5)
+    assert learner.cost.stored_bytes == 0
+    learner.observe(examples(1, count=3))
+    assert learner.cost.stored_bytes == 3 * (3 * 4 + 8)
 
 
 class TestEWC:
@@ -254,11 +283,11 @@ class TestLwF:
         scores = learner.predict(new.inputs)
         p, q = (said / 3).softmax(-1), (scores[:, :2] / 3).softmax(-1)
         expected = 2.0 * 9 * (p * (p / q).log()).sum(-1).mean()
-        torch.testing.assert_close(learner.distillation(new.inputs, scores), expected)
+        torch.testing.assert_close(learner.distillation(new, scores), expected)
 
     def test_no_teacher(self):
         with pytest.raises(ValueError, match="no teacher"):
-            LwF(classifier(), sgd).distillation(examples(1).inputs, torch.zeros(12, 4))
+            LwF(classifier(), sgd).distillation(examples(1), torch.zeros(12, 4))
 
 
 def test_joint_is_plain_training():
@@ -308,6 +337,8 @@ def test_consolidation_keeps_what_plain_training_loses():
         (DarkReplay, "rows", {"capacity": 3, "rows": 0}),
         (EWC, "strength", {"strength": -1.0}),
         (EWC, "gamma", {"strength": 1.0, "gamma": 2.0}),
+        (EWC, "items", {"strength": 1.0, "items": 0}),
+        (EWC, "targets", {"strength": 1.0, "targets": "x"}),
         (LwF, "strength", {"strength": -1.0}),
         (LwF, "temperature", {"temperature": 0.0}),
     ],

@@ -158,5 +158,6 @@ def _tensors(value: Any) -> list[Tensor]:
     if isinstance(value, Tensor):
         return [value]
     if isinstance(value, Mapping):
-        value = list(value.values())
+        # The state of a random generator is no knowledge: it would be most of a small buffer.
+        value = [kept for name, kept in value.items() if name != "generator"]
     return [t for v in value for t in _tensors(v)] if isinstance(value, list | tuple) else []

@@ -13,7 +13,7 @@ from typing import Any
 import torch.nn.functional as F
 from torch import nn
 
-from nestling.continual.protocol import Batch
+from nestling.continual.protocol import IGNORED, Batch
 from nestling.continual.strategies.base import GradientLearner, cross_entropy
 from nestling.continual.strategies.reservoir import Reservoir
 from nestling.optim import adamw
@@ -62,8 +62,10 @@ class DarkReplay(GradientLearner):
         new = loss = cross_entropy(scores, batch.targets)
         if len(self.buffer):
             rows = self.rows or len(batch)
-            inputs, _, former = self.buffer.draw(rows)
-            loss = loss + self.alpha * F.mse_loss(self.scores(inputs), former)
+            inputs, targets, former = self.buffer.draw(rows)
+            counts = targets != IGNORED
+            again = self.scores(inputs)[counts]
+            loss = loss + self.alpha * F.mse_loss(again, former[counts])
             if self.beta:
                 inputs, targets, _ = self.buffer.draw(rows)
                 loss = loss + self.beta * cross_entropy(self.scores(inputs), targets)

@@ -18,7 +18,7 @@ from torch import nn
 
 from nestling.continual.protocol import Batch, Cost
 from nestling.continual.strategies.base import GradientLearner, cross_entropy
-from nestling.continual.strategies.fisher import diagonal_fisher
+from nestling.continual.strategies.fisher import check, diagonal_fisher
 from nestling.optim import adamw
 from nestling.optim.levelwise import Make
 from nestling.shapes import Tensor
@@ -56,6 +56,7 @@ class EWC(GradientLearner):
             raise ValueError(f"strength: expected a number >= 0, got {strength}")
         if gamma is not None and not 0 <= gamma <= 1:
             raise ValueError(f"gamma: expected 0 <= gamma <= 1, got {gamma}")
+        check(items, targets, name="items")
         super().__init__(model, make, **options)
         self.strength, self.gamma, self.items, self.targets = strength, gamma, items, targets
         self.anchors: list[dict[str, Tensor]] = []

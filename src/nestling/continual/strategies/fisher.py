@@ -36,7 +36,7 @@ def diagonal_fisher(
         items: of what was learned.
         most: the first so many items only; ``None``: all.
         targets: ``"empirical"`` or ``"sampled"``.
-        generator: of the draws.
+        generator: of the draws, on the CPU.
 
     Raises:
         ValueError: if ``targets`` is neither, or ``most`` is not positive.
@@ -48,10 +48,7 @@ def diagonal_fisher(
     tensor([[1.],
             [1.]])
     """
-    if targets not in get_args(Targets):
-        raise ValueError(f"targets: expected one of {get_args(Targets)}, got {targets!r}")
-    if most is not None and most < 1:
-        raise ValueError(f"most: expected at least 1, got {most}")
+    check(most, targets)
     named = {name: p for name, p in model.named_parameters() if p.requires_grad}
     total = {name: torch.zeros_like(p) for name, p in named.items()}
     count = min(len(items), most or len(items))
@@ -61,9 +58,9 @@ def diagonal_fisher(
         answer = item.targets
         if targets == "sampled":
             drawn = torch.multinomial(
-                scores.detach().flatten(0, -2).softmax(-1), 1, generator=generator
+                scores.detach().flatten(0, -2).softmax(-1).cpu(), 1, generator=generator
             )
-            answer = drawn.view_as(answer).masked_fill(answer == IGNORED, IGNORED)
+            answer = drawn.to(answer.device).view_as(answer).masked_fill(answer == IGNORED, IGNORED)
         found = torch.autograd.grad(
             cross_entropy(scores, answer), list(named.values()), allow_unused=True
         )
@@ -71,3 +68,15 @@ def diagonal_fisher(
             if gradient is not None:
                 total[name] += gradient.detach().square()
     return {name: value / count for name, value in total.items()}
+
+
+def check(most: int | None, targets: str, *, name: str = "most") -> None:
+    """Refuse what :func:`diagonal_fisher` cannot use.
+
+    Raises:
+        ValueError: naming the argument.
+    """
+    if targets not in get_args(Targets):
+        raise ValueError(f"targets: expected one of {get_args(Targets)}, got {targets!r}")
+    if most is not None and most < 1:
+        raise ValueError(f"{name}: expected at least 1, got {most}")

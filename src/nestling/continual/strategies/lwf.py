@@ -58,12 +58,12 @@ class LwF(GradientLearner):
         """Learn from a batch; its loss before and without the teacher, in nats."""
         scores = self.scores(batch.inputs)
         loss = cross_entropy(scores, batch.targets)
-        whole = loss if self.teacher is None else loss + self.distillation(batch.inputs, scores)
+        whole = loss if self.teacher is None else loss + self.distillation(batch, scores)
         self.step(whole, count=batch.count)
         return loss.item()
 
-    def distillation(self, inputs: Tensor, scores: Tensor) -> Tensor:
-        """``w T^2 KL(teacher || model)``, mean over the places.
+    def distillation(self, batch: Batch, scores: Tensor) -> Tensor:
+        """``w T^2 KL(teacher || model)``, mean over the places whose targets count.
 
         Raises:
             ValueError: if no experience has ended yet.
@@ -71,10 +71,11 @@ class LwF(GradientLearner):
         if self.teacher is None:
             raise ValueError("distillation: there is no teacher before the first experience ends")
         with torch.no_grad():
-            said = scores_of(self.teacher, inputs)
+            said = scores_of(self.teacher, batch.inputs)
         self._spent += Cost(forward=said.shape[:-1].numel())
+        counts = batch.targets != IGNORED
         p, q = (
-            (s[..., self.former.to(s.device)].flatten(0, -2) / self.temperature).log_softmax(-1)
+            (s[counts][:, self.former.to(s.device)] / self.temperature).log_softmax(-1)
             for s in (said, scores)
         )
         kl = F.kl_div(q, p, log_target=True, reduction="batchmean")
@@ -94,7 +95,7 @@ class LwF(GradientLearner):
 
     def load_memory(self, memory: Mapping[str, Any]) -> None:
         """Take what :meth:`memory` gave."""
-        self.former, self.teacher = memory["former"].clone(), None
+        self.former, self.teacher = memory["former"].cpu().clone(), None
         if memory["teacher"] is not None:
             self.teacher = copy.deepcopy(self.model).requires_grad_(False)
             self.teacher.load_state_dict(memory["teacher"])

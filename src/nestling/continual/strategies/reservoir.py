@@ -78,11 +78,19 @@ class Reservoir:
 
     def state(self) -> dict[str, Any]:
         """All that goes on; not copied."""
-        return {"columns": [column[: len(self)] for column in self.columns], "seen": self.seen,
+        return {"columns": [column[: len(self)] for column in self.columns], "seen": self.seen, "capacity": self.capacity,
                 "generator": self._generator.get_state()}  # fmt: skip
 
     def load_state(self, state: Mapping[str, Any]) -> None:
-        """Go on where :meth:`state` was taken."""
+        """Go on where :meth:`state` was taken.
+
+        Raises:
+            ValueError: if it is of a buffer of another size.
+        """
+        if state["capacity"] != self.capacity:
+            raise ValueError(
+                f"state: expected a buffer of {self.capacity}, got {state['capacity']}"
+            )
         self.seen = int(state["seen"])
         self._generator.set_state(state["generator"].cpu())
         self.columns = ()
