@@ -78,8 +78,12 @@ class Reservoir:
 
     def state(self) -> dict[str, Any]:
         """All that goes on; not copied."""
-        return {"columns": [column[: len(self)] for column in self.columns], "seen": self.seen, "capacity": self.capacity,
-                "generator": self._generator.get_state()}  # fmt: skip
+        return {
+            "columns": [column[: len(self)] for column in self.columns],
+            "seen": self.seen,
+            "capacity": self.capacity,
+            "generator": self._generator.get_state(),
+        }
 
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state` was taken.
