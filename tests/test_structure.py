@@ -44,3 +44,13 @@ def test_nothing_depends_on_training_mode():
         for node in ast.walk(tree):
             if isinstance(node, ast.Attribute) and node.attr == "training":
                 raise AssertionError(f"{path}:{node.lineno} reads .training")
+
+
+def test_test_files_have_names_of_their_own():
+    # Folders of tests are no packages: two files of one name cannot both be collected.
+    seen: dict[str, Path] = {}
+    for path in sorted(Path(__file__).parent.rglob("test_*.py")):
+        if (path.parent / "__init__.py").exists():
+            continue
+        assert path.name not in seen, f"{path} and {seen[path.name]} have one name"
+        seen[path.name] = path

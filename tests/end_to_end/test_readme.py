@@ -55,7 +55,7 @@ def test_the_commands_of_the_tour_run(somewhere):
     (somewhere / "diary.txt").write_text(text[:3000])
     lines = [line.split("#")[0].strip() for line in COMMANDS.strip().splitlines()]
     assert {line.split()[1] for line in lines} == {
-        "train", "generate", "inspect", "session",
+        "train", "generate", "inspect", "session", "learn",
     }  # fmt: skip
     for line in lines:
         words = shlex.split(line)
@@ -69,3 +69,4 @@ def test_the_commands_of_the_tour_run(somewhere):
         assert done.exit_code == 0, f"{line}\n{done.output}\n{done.exception!r}"
     assert (somewhere / "levels.svg").read_text().startswith("<")
     assert (somewhere / "sessions" / "me" / "journal.json").exists()
+    assert (somewhere / "learned" / "record.json").exists()

@@ -150,7 +150,7 @@ def test_killed_by_the_system(tmp_path):
         f"""
         import os, signal, sys
         sys.path.insert(0, {str(__file__.rsplit("/", 1)[0])!r})
-        import test_run as t
+        import test_stream_run as t
         def die(progress):
             if progress.batches == 13:
                 os.kill(os.getpid(), signal.SIGKILL)
