@@ -3,8 +3,9 @@
 import re
 from pathlib import Path
 
-from benchmarks.stream_page import insert, table
-from benchmarks.stream_rows import read
+from nestling.reproduce.driver import TARGETS
+from nestling.reproduce.page import grouped, insert, table
+from nestling.reproduce.rows import read
 
 ROOT = Path(__file__).parents[2]
 PAGE = (ROOT / "docs" / "continual.md").read_text()
@@ -18,9 +19,13 @@ def test_example_runs():
     assert scope["scores"].shape == (1, 130, 256)
 
 
-def test_table_is_that_of_the_rows():
-    rows = read(ROOT / "benchmarks" / "results" / "domains.jsonl")
-    assert insert(PAGE, "domains", table(rows)) == PAGE
+def test_tables_are_those_of_the_rows():
+    page, sections = PAGE, [s for target in TARGETS.values() for s in target.sections]
+    for section in sections:
+        rows = read(ROOT / "benchmarks" / "results" / f"{section.task}.jsonl")
+        assert rows, section.task
+        page = insert(page, section.task, table(grouped(rows)))
+    assert page == PAGE
 
 
 def test_pictures_are_there():

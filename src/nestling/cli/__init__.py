@@ -1,4 +1,4 @@
-"""The command line: train, generate, inspect, demo, session, stack.
+"""The command line: train, generate, inspect, demo, session, stack, learn, reproduce.
 
 Options that are not given are left to the library's defaults, or on ``--resume`` to the run that
 goes on. An error is one line on standard error and exit code 2; Ctrl-C ends with 130, after saving.
@@ -149,6 +149,34 @@ def learn(
     from nestling.cli.learn import Request, learn_texts
 
     learn_texts(Request(**given))
+
+
+@app.command()
+def reproduce(
+    target: Annotated[str | None, typer.Argument(help="What; without it: what there is.")] = None,
+    data: Annotated[Path, Option(help="Folder of the data sets.")] = Path("data"),
+    size: Annotated[
+        str, Option(help="smoke: a minute; cpu: the real thing; validation: the other stream.")
+    ] = "cpu",
+    task: Annotated[list[str] | None, Option(help="Only these tasks.")] = None,
+    model: Annotated[list[str] | None, Option(help="Only these models.")] = None,
+    strategy: Annotated[list[str] | None, Option(help="Only these strategies.")] = None,
+    seed: Annotated[list[int] | None, Option(help="Only these seeds.")] = None,
+    rows: Annotated[Path, Option(help="Folder of the rows.")] = Path("benchmarks/results"),
+    page: Annotated[Path, Option(help="Page with the tables.")] = Path("docs/continual.md"),
+    work: Annotated[Path, Option(help="Folder of unfinished runs.")] = Path("runs/reproduce"),
+) -> None:
+    """Make the rows of a claim that are missing, and the page from all rows. It can be stopped."""
+    from nestling.cli.reproduce import Request
+    from nestling.cli.reproduce import reproduce as run
+
+    only = {"tasks": task, "models": model, "strategies": strategy, "seeds": seed}
+    run(
+        None if target is None else Request(
+            target=target, data=data, size=size, rows=rows, page=page, work=work,
+            **{name: tuple(values or ()) for name, values in only.items()},
+        )
+    )  # fmt: skip
 
 
 @app.command()

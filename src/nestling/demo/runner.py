@@ -20,11 +20,11 @@ import torch
 from nestling.data import TextStream
 from nestling.demo.budget import DEFAULT, SEED_SPREAD, DemoBudget
 from nestling.demo.learner import Learner, build_learners
-from nestling.demo.machine import describe_machine
 from nestling.demo.measure import byte_ids, losses, mean, reading, sequences, written
 from nestling.demo.progress import Progress
 from nestling.demo.texts import Domain, shipped, split
 from nestling.report import Measurement, Results, ResultsWriter, read_results, write_report
+from nestling.report.machine import describe_machine
 from nestling.shapes import Tensor
 from nestling.storage.lock import lock
 

@@ -1,19 +1,15 @@
-"""One line for each run over a stream: what all stream benchmarks write and the page reads.
+"""One line for each run over a stream: what a reproduction writes, skips and reads.
 
-    benchmarks/results/{task}.jsonl         one JSON object a line, only ever appended to
+    ROWS/{task}.jsonl         one JSON object a line, only ever appended to
 
-A row is complete or absent, so a benchmark that was stopped asks :func:`done` what it may skip:
-
-    for seed in seeds:
-        if not done(rows, task="domains", strategy="replay", model="hope", seed=seed, settings=s):
-            append(row_of(run(...), task="domains", strategy="replay", ...))
+A row is complete or absent, so what was stopped asks :func:`done` what it may skip.
 
 Keys: ``task``, ``strategy``, ``model``, ``seed``, ``settings`` (plain values), ``names`` (columns
 of R), ``R`` (a row before learning and one after each phase; for joint training before and after),
 ``unit`` (of R and ``online``), ``online`` (prequential average, or null), ``cost``
-(``stored_bytes``, ``forward``, ``backward``), ``seconds`` (spent learning), ``commit``,
-``hardware``, ``joint``; and where there is one, ``curve``: ``seen`` (targets), ``losses`` (one list
-a point), ``ends`` (targets seen at each row of R).
+(``stored_bytes``, ``forward``, ``backward``), ``new`` (targets that were learned from), ``seconds``
+(spent learning), ``commit``, ``hardware``, ``joint``; and where there is one, ``curve``: ``seen``
+(targets), ``losses`` (one list a point), ``ends`` (targets seen at each row of R).
 """
 
 from __future__ import annotations
@@ -25,11 +21,12 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks import hardware
+from nestling import __version__
 from nestling.continual.record import Record
+from nestling.report.machine import commit, hardware
 
-RESULTS = hardware.RESULTS
-BITS, ERRORS = "bits per byte", "error rate"
+BITS, ERRORS, CHRF = "bits per byte", "error rate", "100 - chrF"
+UNITS = (BITS, ERRORS, CHRF)
 KINDS: dict[str, type | tuple[type, ...]] = {
     "task": str,
     "strategy": str,
@@ -41,6 +38,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "unit": str,
     "online": (int, float, type(None)),
     "cost": dict,
+    "new": int,
     "seconds": (int, float),
     "commit": str,
     "hardware": str,
@@ -65,23 +63,23 @@ def row_of(
         record: of :func:`nestling.continual.run.run`.
         task: what was learned; also the name of the file.
         strategy, model, seed, settings: what the run is known by.
-        unit: ``"bits per byte"`` or ``"error rate"``. The online average of losses in nats is given
-            in bits; where the online curve has another unit than R, it is left out.
+        unit: one of ``UNITS``. The online average of losses in nats is given in bits; where the
+            online curve has another unit than R, it is left out.
         joint: all experiences were learned as one.
 
     Raises:
-        ValueError: if the run is not finished, or the unit is neither.
+        ValueError: if the run is not finished, or the unit is none.
 
-    >>> record = Record(names=("a",), phases=("a",), R=((8.0,), (2.0,)), online=((math.log(2), 4),),
-    ...                 online_unit="nats", finished=True)
+    >>> record = Record(names=("a",), phases=("a",), R=((8.0,), (2.0,)), seen=(0, 4),
+    ...                 online=((math.log(2), 4),), online_unit="nats", finished=True)
     >>> row = row_of(record, task="t", strategy="s", model="m", seed=0, settings={}, unit=BITS)
     >>> row["R"], row["online"]
     ([[8.0], [2.0]], 1.0)
     """
     if not record.finished:
         raise ValueError("record: expected one of a finished run")
-    if unit not in (BITS, ERRORS):
-        raise ValueError(f"unit: expected {BITS!r} or {ERRORS!r}, got {unit!r}")
+    if unit not in UNITS:
+        raise ValueError(f"unit: expected one of {list(UNITS)}, got {unit!r}")
     average = record.metrics().get("online_average")
     factor = {(BITS, "nats"): 1 / math.log(2), (BITS, "bits"): 1.0}.get((unit, record.online_unit))
     if record.online_unit == unit:
@@ -98,9 +96,10 @@ def row_of(
         "unit": unit,
         "online": None if average is None or factor is None else average * factor,
         "cost": {name: getattr(cost, name, 0) for name in ("stored_bytes", "forward", "backward")},
+        "new": record.seen[-1],
         "seconds": round(record.seconds, 2),
-        "commit": hardware.commit(),
-        "hardware": f"{hardware.processor()}, {os.cpu_count()} cores",
+        "commit": commit() or f"nestling {__version__}",
+        "hardware": hardware(),
         "joint": joint,
     }
     if len(record.probes) > len(record.R):
@@ -112,14 +111,13 @@ def row_of(
     return found
 
 
-def append(row: Mapping[str, Any], file: Path | None = None) -> Path:
-    """Add a row to its file, ``benchmarks/results/{task}.jsonl`` unless another is given.
+def append(row: Mapping[str, Any], file: Path) -> Path:
+    """Add a row to a file.
 
     Raises:
         ValueError: naming what is missing or of the wrong kind, or a number that is not finite.
     """
     check(row)
-    file = file or RESULTS / f"{row['task']}.jsonl"
     file.parent.mkdir(parents=True, exist_ok=True)
     data = (json.dumps(row, allow_nan=False) + "\n").encode()
     # One write in append mode: two processes with one file never mix their lines.
@@ -135,7 +133,7 @@ def append(row: Mapping[str, Any], file: Path | None = None) -> Path:
     return file
 
 
-def read(files: Path | Iterable[Path] = RESULTS) -> list[dict[str, Any]]:
+def read(files: Path | Iterable[Path]) -> list[dict[str, Any]]:
     """All rows of a file, of files, or of every ``.jsonl`` of a folder.
 
     A last line that was cut off by a kill is left out.

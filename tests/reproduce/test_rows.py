@@ -8,13 +8,13 @@ import math
 import pytest
 import torch
 
-from benchmarks.stream_rows import BITS, append, done, read, row_of
 from nestling.continual.protocol import Batch, Cost, Experience
 from nestling.continual.record import Probe, Record
 from nestling.continual.run import run
 from nestling.continual.scoring import error_rate
 from nestling.continual.strategies import Sequential
 from nestling.continual.stream import Stream
+from nestling.reproduce.rows import BITS, append, done, read, row_of
 
 KEY = {"task": "toy", "strategy": "sequential", "model": "linear", "seed": 1, "settings": {"lr": 1}}
 
@@ -24,6 +24,7 @@ def finished(**more) -> Record:
         "names": ("a", "b"),
         "phases": ("a", "b"),
         "R": ((8.0, 8.0), (2.0, 7.0), (3.0, 2.0)),
+        "seen": (0, 10, 20),
         "online": ((math.log(2) * 4, 10), (math.log(2) * 2, 10)),
         "online_unit": "nats",
         "costs": (Cost(), Cost(1, 2, 2), Cost(7, 40, 20)),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import platform
 import subprocess
 from datetime import UTC, datetime
@@ -17,31 +18,36 @@ def describe_machine() -> dict[str, object]:
     return {
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "nestling": __version__,
-        "commit": _commit(),
+        "commit": commit(),
         "torch": str(torch.__version__),
         "python": platform.python_version(),
         "system": f"{platform.system()} {platform.machine()}",
-        "processor": _processor(),
+        "processor": processor(),
         "threads": torch.get_num_threads(),
     }
 
 
-def _commit() -> str | None:
-    """The commit of the source tree this runs from; None for an installed package."""
-    folder = Path(__file__).resolve().parent
-    if not any((parent / ".git").exists() for parent in folder.parents):
+def commit() -> str | None:
+    """The commit of the source tree this runs from; ``None`` for an installed package.
+
+    ``+changes`` behind it: the sources differ from that commit.
+    """
+    source = Path(__file__).resolve().parents[2]
+    if not (source.parent / ".git").exists():
         return None
     try:
-        answer = subprocess.run(
-            ["git", "-C", str(folder), "describe", "--always", "--dirty"],
-            capture_output=True, text=True, timeout=10, check=True,
-        )  # fmt: skip
+        changed = _git(source, "status", "--porcelain", "--", ".")
+        return _git(source, "rev-parse", "--short", "HEAD") + ("+changes" if changed else "")
     except (OSError, subprocess.SubprocessError):
         return None  # no git, or not our repository: the version has to do
-    return answer.stdout.strip() or None
 
 
-def _processor() -> str:
+def hardware() -> str:
+    """Processor and cores in a few words."""
+    return f"{processor()}, {os.cpu_count()} cores"
+
+
+def processor() -> str:
     """The processor's name where the system tells it."""
     try:
         for line in Path("/proc/cpuinfo").read_text(encoding="utf-8").splitlines():
@@ -50,3 +56,10 @@ def _processor() -> str:
     except OSError:
         pass
     return platform.processor() or platform.machine()
+
+
+def _git(folder: Path, *words: str) -> str:
+    done = subprocess.run(
+        ["git", "-C", str(folder), *words], capture_output=True, text=True, timeout=10, check=True
+    )
+    return done.stdout.strip()
