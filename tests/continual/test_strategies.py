@@ -17,7 +17,9 @@ from nestling.continual.strategies import (
     EWC,
     Consolidated,
     DarkReplay,
+    LowRank,
     LwF,
+    Pairs,
     Replay,
     Reservoir,
     Sequential,
@@ -66,6 +68,8 @@ CLASSIFIERS = {
     "EWC": partial(EWC, strength=10.0, items=6),
     "online EWC": partial(EWC, strength=10.0, gamma=0.5, targets="sampled"),
     "LwF": partial(LwF, strength=2.0),
+    "low rank": partial(LowRank, pairs=Pairs(rank=2)),
+    "low rank, kept": partial(LowRank, pairs=Pairs(rank=2, ended="kept", period=50)),
 }
 CONSOLIDATED = partial(
     Consolidated, vocabulary=256,
