@@ -1,5 +1,6 @@
 """Levels: update periods, and a system's components ordered by them."""
 
+from nestling.levels.average import RunningAverage
 from nestling.levels.component import (
     NEXT_TOKEN,
     OUTER,
@@ -25,6 +26,7 @@ __all__ = [
     "Joint",
     "Level",
     "NestedSystem",
+    "RunningAverage",
     "SlowLevel",
     "Surprise",
     "Transfer",

@@ -24,6 +24,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from nestling.levels.average import RunningAverage
 from nestling.levels.dreams import dream
 from nestling.levels.surprise import Surprise
 from nestling.shapes import Tensor
@@ -107,15 +108,20 @@ class SlowLevel:
         if vocabulary < 1:
             raise ValueError(f"vocabulary: expected at least 1, got {vocabulary}")
         self.config = config
-        self.weights = _copy(model)
-        self.teacher = _copy(model)
+        self._average = RunningAverage(model, kept=config.average)
+        self.teacher = copy.deepcopy(model).requires_grad_(False)
         self.dreams: Tensor | None = None
         self.written = 0
         self._device = next(model.parameters()).device
         self._seen = torch.zeros(vocabulary, dtype=torch.float64)
         self._surprise = Surprise(threshold=config.surprise or math.inf)
         self._generator = torch.Generator().manual_seed(seed)
-        self._count = {"steps": 0, "tokens": 0, "since": 0, "surprises": 0, "credit": 0}
+        self._count = {"tokens": 0, "since": 0, "surprises": 0, "credit": 0}
+
+    @property
+    def weights(self) -> nn.Module:
+        """The average: what answers."""
+        return self._average.model
 
     @property
     def surprises(self) -> int:
@@ -183,21 +189,14 @@ class SlowLevel:
         )
         return Held(loss * config.weight * max(count["surprises"], 1), ids.numel())
 
-    @torch.no_grad()
     def follow(self, model: nn.Module) -> None:
-        """Move the average after a step: at first it is the plain mean of all steps so far."""
-        self._count["steps"] += 1
-        steps = self._count["steps"]
-        kept = min(self.config.average, (1 + steps) / (10 + steps)) if self.config.average else 0.0
-        for mine, moved in zip(self.weights.parameters(), model.parameters(), strict=True):
-            mine.lerp_(moved.to(mine.dtype), 1 - kept)
-        for mine, moved in zip(self.weights.buffers(), model.buffers(), strict=True):
-            mine.copy_(moved)
+        """Move the average after a step: at first it is nearly where the model is."""
+        self._average.follow(model)
 
     def state(self) -> dict[str, Any]:
         """All that goes on, in plain values and tensors; not copied."""
         return {
-            "weights": dict(self.weights.state_dict()),
+            "average": self._average.state(),
             "teacher": dict(self.teacher.state_dict()),
             "dreams": self.dreams,
             "seen": self._seen,
@@ -216,7 +215,7 @@ class SlowLevel:
             raise ValueError(
                 f"state: expected a vocabulary of {len(self._seen)}, got {len(state['seen'])}"
             )
-        self.weights.load_state_dict(state["weights"])
+        self._average.load_state(state["average"])
         self.teacher.load_state_dict(state["teacher"])
         dreams = state["dreams"]
         self.dreams = None if dreams is None else dreams.clone().to(self._device)
@@ -226,10 +225,6 @@ class SlowLevel:
         count = dict(state["count"])
         self.written = int(count.pop("written"))
         self._count = {name: int(value) for name, value in count.items()}
-
-
-def _copy(model: nn.Module) -> nn.Module:
-    return copy.deepcopy(model).requires_grad_(False)
 
 
 def _log_probabilities(model: nn.Module, ids: Tensor) -> Tensor:

@@ -22,6 +22,7 @@ from nestling.continual.run import run
 from nestling.continual.scoring import bits_per_target
 from nestling.continual.strategies import (
     EWC,
+    Averaged,
     Consolidated,
     DarkReplay,
     LwF,
@@ -50,6 +51,10 @@ def _make(settings: Settings) -> Any:
     return partial(adamw, lr=settings["lr"])
 
 
+def _replay(model: LanguageModel, settings: Settings, seed: int) -> Replay:
+    return Replay(model, _make(settings), capacity=settings["stored"], rows=BATCH // 2, seed=seed)
+
+
 def _slow(model: LanguageModel, settings: Settings, seed: int) -> Learner:
     names = ("surprise", "period", "average", "dreams", "rehearsal", "weight")
     chosen = {name: settings[name] for name in names if name in settings}
@@ -61,21 +66,22 @@ def _slow(model: LanguageModel, settings: Settings, seed: int) -> Learner:
 
 STRATEGIES: dict[str, tuple[Build, Settings]] = {
     "sequential": (lambda m, s, seed: Sequential(m, _make(s)), {"lr": 1e-3}),
-    "averaged": (_slow, {"lr": 2e-3, "surprise": None}),
+    "averaged": (lambda m, s, seed: Averaged(Sequential(m, _make(s))), {"lr": 2e-3}),
     "EWC": (lambda m, s, seed: EWC(m, _make(s), strength=s["strength"], items=256),
             {"lr": 1e-3, "strength": 1e4}),
     "online EWC": (lambda m, s, seed: EWC(m, _make(s), strength=s["strength"], gamma=1.0,
                                           items=256), {"lr": 1e-3, "strength": 1e4}),
     "LwF": (lambda m, s, seed: LwF(m, _make(s), strength=s["strength"], temperature=1.0),
             {"lr": 1e-3, "strength": 1.0}),
-    "replay": (lambda m, s, seed: Replay(m, _make(s), capacity=s["stored"], rows=BATCH // 2,
-                                         seed=seed), {"lr": 2e-3, "stored": STORED}),
+    "replay": (_replay, {"lr": 2e-3, "stored": STORED}),
+    "replay, averaged": (lambda m, s, seed: Averaged(_replay(m, s, seed)),
+                         {"lr": 2e-3, "stored": STORED}),
     "DER++": (lambda m, s, seed: DarkReplay(m, _make(s), capacity=s["stored"], rows=BATCH // 4,
                                             alpha=s["alpha"], beta=1.0, seed=seed),
               {"lr": 2e-3, "stored": STORED, "alpha": 0.05}),
     "consolidated": (_slow, {"lr": 2e-3}),
     "joint": (lambda m, s, seed: Sequential(m, _make(s)), {"lr": 1e-3}),
-    "joint, averaged": (_slow, {"lr": 2e-3, "surprise": None}),
+    "joint, averaged": (lambda m, s, seed: Averaged(Sequential(m, _make(s))), {"lr": 2e-3}),
 }  # fmt: skip
 """Name to how it is built and what was chosen for it on the validation stream."""
 

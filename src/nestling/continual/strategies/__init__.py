@@ -1,5 +1,6 @@
 """Strategies: what to do about what was, while something new comes. One file each."""
 
+from nestling.continual.strategies.averaged import Averaged
 from nestling.continual.strategies.base import GradientLearner, cross_entropy, scores_of
 from nestling.continual.strategies.class_means import ClassMeans
 from nestling.continual.strategies.consolidated import Consolidated
@@ -18,6 +19,7 @@ from nestling.continual.strategies.sequential import Sequential
 
 __all__ = [
     "EWC",
+    "Averaged",
     "ClassMeans",
     "Consolidated",
     "ContextReader",
