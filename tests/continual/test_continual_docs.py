@@ -23,8 +23,9 @@ def test_tables_are_those_of_the_rows():
     page, sections = PAGE, [s for target in TARGETS.values() for s in target.sections]
     for section in sections:
         rows = read(ROOT / "benchmarks" / "results" / f"{section.task}.jsonl")
-        assert rows, section.task
-        page = insert(page, section.task, table(grouped(rows)))
+        if rows:
+            found = grouped(rows)
+            page = insert(page, section.task, (section.table or table)(found))
     assert page == PAGE
 
 

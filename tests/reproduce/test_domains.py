@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import lzma
 import random
+from functools import partial
 
 import pytest
 
-from nestling.reproduce import domains
+from nestling.reproduce import domains, returns
 from nestling.reproduce.domain_texts import STREAMS
 from nestling.reproduce.domain_texts import domains as read_domains
 from nestling.reproduce.driver import TARGETS, Request, reproduce
@@ -49,19 +50,19 @@ def test_errors(data):
         read_domains(data, "test", rows=10**7, held_out=1, length=8, names=["German"])
 
 
-def request(data, tmp_path, **more) -> Request:
+def request(data, tmp_path, tasks=("domains-smoke",), **more) -> Request:
     return Request(
         target="streams", data=data, size="smoke", rows=tmp_path / "rows",
-        work=tmp_path / "work", page=tmp_path / "page.md", tasks=("domains-smoke",), **more,
+        work=tmp_path / "work", page=tmp_path / "page.md", tasks=tasks, **more,
     )  # fmt: skip
 
 
 @pytest.fixture
 def three(monkeypatch):
     """Only the domains that the made-up texts have."""
-    whole = domains.jobs
-    monkeypatch.setattr(domains, "jobs", lambda data, size: whole(
-        data, size=size, names=["Python", "German", "C headers"]))  # fmt: skip
+    for module in (domains, returns):
+        part = partial(module.jobs, names=["Python", "German", "C headers"])
+        monkeypatch.setattr(module, "jobs", part)
 
 
 @pytest.mark.usefixtures("three")
@@ -100,6 +101,22 @@ def test_only_what_is_asked_for(data, tmp_path):
         reproduce(request(data, tmp_path, strategies=("best",)), lambda text: None)
     with pytest.raises(ValueError, match=r"--data: .* is no folder"):
         reproduce(request(tmp_path / "nowhere", tmp_path), lambda text: None)
+
+
+@pytest.mark.usefixtures("three")
+def test_what_comes_back(data, tmp_path):
+    """The learners of the domain stream are taken as they stood at its end, not made again."""
+    reproduce(request(data, tmp_path, strategies=("consolidated",)), lambda text: None)
+    steps = sorted((tmp_path / "work").rglob("step-*"))
+    reproduce(request(data, tmp_path, ("returns-smoke",), strategies=("consolidated",)), print)
+    assert sorted((tmp_path / "work").rglob("step-*")) == steps
+    [row] = read(tmp_path / "rows" / "returns-smoke.jsonl")
+    assert row["phases"] == ["frozen", "written", "read 16", "learned 16"]
+    assert row["names"] == ["Python", "German", "C headers"]
+    frozen, written, read_on, learned = row["R"]
+    assert frozen == written  # this Transformer++ has no memory that is written
+    assert len({tuple(frozen), tuple(read_on), tuple(learned)}) == 3
+    assert "| Transformer++ | consolidated |" in (tmp_path / "page.md").read_text()
 
 
 def test_the_command(cli, data, tmp_path):

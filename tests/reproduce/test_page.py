@@ -12,7 +12,8 @@ from nestling.reproduce.rows import BITS, ERRORS, append
 def row(**more):
     values = {
         "task": "toy", "strategy": "sequential", "model": "transformer", "seed": 0,
-        "settings": {"lr": 1.0}, "names": ["a", "b"], "R": [[8.0, 8.0], [2.0, 7.0], [4.0, 2.0]],
+        "settings": {"lr": 1.0}, "names": ["a", "b"], "phases": ["a", "b"],
+        "R": [[8.0, 8.0], [2.0, 7.0], [4.0, 2.0]],
         "unit": BITS, "online": 3.0, "cost": {"stored_bytes": 0, "forward": 10, "backward": 10},
         "new": 10, "seconds": 1.0, "commit": "abc", "hardware": "a computer", "joint": False,
     }  # fmt: skip
@@ -25,7 +26,8 @@ def test_losses_by_hand():
         row(seed=1, R=[[8.0, 8.0], [2.0, 7.0], [6.0, 2.0]]),
         row(strategy="consolidated", R=[[8.0, 8.0], [2.0, 7.0], [2.3, 2.1]],
             cost={"stored_bytes": 2_500_000, "forward": 19, "backward": 14}),
-        row(strategy="joint", joint=True, R=[[8.0, 8.0], [2.0, 2.0]], online=None),
+        row(strategy="joint", joint=True, phases=["joint"], R=[[8.0, 8.0], [2.0, 2.0]],
+            online=None),
     ]  # fmt: skip
     text = table(grouped(rows))
     # Best at the end first, joint training last; forgetting 3 on average of 2 and 4.
@@ -41,7 +43,14 @@ def test_losses_by_hand():
 def test_accuracies_by_hand():
     rows = [
         row(model="MLP", unit=ERRORS, R=[[1.0, 1.0], [0.0, 1.0], [0.9, 0.1]], seconds=3.4),
-        row(model="MLP", unit=ERRORS, strategy="joint", joint=True, R=[[1.0, 1.0], [0.05, 0.05]]),
+        row(
+            model="MLP",
+            unit=ERRORS,
+            strategy="joint",
+            joint=True,
+            phases=["joint"],
+            R=[[1.0, 1.0], [0.05, 0.05]],
+        ),
     ]
     assert table(grouped(rows)).splitlines()[2] == (
         # at the end 1 - 0.5; average of 1 and 0.5; lost 0.9 of the first; just learned 1 and 0.9

@@ -98,7 +98,8 @@ def test_a_line_that_a_kill_cut_off_is_left_out_and_stays_alone(tmp_path):
     [
         ({"task": None}, "'task' is a NoneType"),
         ({"names": ["a"]}, "'R' has not 1 columns"),
-        ({"R": [[1.0, 2.0]]}, "'R' has 1 rows for 2 experiences"),
+        ({"R": [[1.0, 2.0]]}, "'R' has 1 rows for 2 phases"),
+        ({"phases": ["a"], "R": [[1.0, 2.0]]}, "1 phases and 2 experiences"),
         ({"R": [[1.0, 2.0], [1.0, math.inf]]}, "not finite"),
         ({"cost": {"forward": 1, "backward": 1}}, "'cost' has no 'stored_bytes'"),
     ],

@@ -110,11 +110,11 @@ def jobs(
     smoke, found = size == "smoke", []
     for seed in (0, 1, 2) if size == "cpu" else (0,):
         for preset in ("transformer",) if smoke else ("transformer", "hope"):
-            for strategy, (build, chosen) in STRATEGIES.items():
+            for strategy, (_, chosen) in STRATEGIES.items():
                 settings = {**chosen, **(change or {}), "steps": STEPS[size]}
                 known = {"task": task_of(TASK, size), "strategy": strategy, "model": preset,
                          "seed": seed, "settings": settings}  # fmt: skip
-                make = partial(_learn, data, size, tuple(names), build, known)
+                make = partial(_record, data, size, tuple(names), known)
                 found.append(Job(**known, unit=BITS, joint=strategy in JOINT, make=make))
     return found
 
@@ -128,17 +128,30 @@ def model_of(preset: str, seed: int) -> LanguageModel:
     )
 
 
-def _learn(
-    data: Path, size: Size, names: tuple[str, ...], build: Build, known: Mapping[str, Any],
-    folder: Path, on_progress: OnProgress,
-) -> Record:  # fmt: skip
+def learned(
+    data: Path, size: Size, names: Sequence[str], known: Mapping[str, Any], folder: Path,
+    on_progress: OnProgress,
+) -> tuple[Learner, Record]:  # fmt: skip
+    """The learner at the end of the stream, and what was measured on the way.
+
+    Args:
+        data, size, names: as for :func:`jobs`.
+        known: the key of the job.
+        folder: of its checkpoints; a run that is finished there is only read.
+        on_progress: told how far it is.
+    """
     strategy, settings, seed = known["strategy"], known["settings"], known["seed"]
     texts = domains(
         data, "validation" if size == "validation" else "test", rows=settings["steps"] * BATCH,
         held_out=HELD_OUT[size], length=LENGTH, names=names,
     )  # fmt: skip
-    learned = [together(texts.train)] if strategy in JOINT else texts.train
-    stream = Stream(learned, batch=BATCH, seed=seed, boundaries=strategy in TOLD)
-    learner = build(model_of(known["model"], seed), settings, seed)
-    return run(learner, stream, texts.test, score=bits_per_target, folder=folder, every=200,
-               settings=known, on_progress=on_progress)  # fmt: skip
+    parts = [together(texts.train)] if strategy in JOINT else texts.train
+    stream = Stream(parts, batch=BATCH, seed=seed, boundaries=strategy in TOLD)
+    learner = STRATEGIES[strategy][0](model_of(known["model"], seed), settings, seed)
+    record = run(learner, stream, texts.test, score=bits_per_target, folder=folder, every=200,
+                 settings=known, on_progress=on_progress)  # fmt: skip
+    return learner, record
+
+
+def _record(*arguments: Any) -> Record:
+    return learned(*arguments)[1]

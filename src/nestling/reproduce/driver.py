@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import cast, get_args
 
 from nestling.continual.run import Progress
-from nestling.reproduce import domains, page
+from nestling.reproduce import domains, page, returns
 from nestling.reproduce.job import Job, Section, Size, task_of
 from nestling.reproduce.rows import append, done, read, row_of
 
@@ -39,8 +39,11 @@ class Target:
 TARGETS = {
     "streams": Target(
         title="streams of domains and of images",
-        jobs=lambda data, size: domains.jobs(data, size=size),
-        sections=domains.SECTIONS,
+        jobs=lambda data, size: [
+            *domains.jobs(data, size=size),
+            *returns.jobs(data, size=size),
+        ],
+        sections=(*domains.SECTIONS, *returns.SECTIONS),
     ),
 }
 

@@ -73,9 +73,11 @@ class Section:
         title: of the section.
         plain: the strategy that does nothing about forgetting.
         ours: the one to hold against it.
+        table: of the rows by model and strategy; ``None``: the usual one, with pictures.
     """
 
     task: str
     title: str
     plain: str = "sequential"
     ours: str = "consolidated"
+    table: Callable[[Mapping[tuple[str, str], Any]], str] | None = None

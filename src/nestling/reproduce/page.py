@@ -45,6 +45,9 @@ def rewrite(page: Path, rows: Path, sections: Sequence[Section], *, suffix: str 
         there = read(rows / f"{section.task}{suffix}.jsonl")
         if there:
             groups = grouped(there)
+            if section.table is not None:
+                text = insert(text, section.task, section.table(groups))
+                continue
             text = insert(text, section.task, table(groups))
             made += draw(groups, section, page.parent)
     page.parent.mkdir(parents=True, exist_ok=True)

@@ -5,7 +5,7 @@
 A row is complete or absent, so what was stopped asks :func:`done` what it may skip.
 
 Keys: ``task``, ``strategy``, ``model``, ``seed``, ``settings`` (plain values), ``names`` (columns
-of R), ``R`` (a row before learning and one after each phase; for joint training before and after),
+of R), ``phases`` (rows of R but one before learning), ``R``,
 ``unit`` (of R and ``online``), ``online`` (prequential average, or null), ``cost``
 (``stored_bytes``, ``forward``, ``backward``), ``new`` (targets that were learned from), ``seconds``
 (spent learning), ``commit``, ``hardware``, ``joint``; and where there is one, ``curve``: ``seen``
@@ -34,6 +34,7 @@ KINDS: dict[str, type | tuple[type, ...]] = {
     "seed": int,
     "settings": dict,
     "names": list,
+    "phases": list,
     "R": list,
     "unit": str,
     "online": (int, float, type(None)),
@@ -92,6 +93,7 @@ def row_of(
         "seed": seed,
         "settings": dict(settings),
         "names": list(record.names),
+        "phases": list(record.phases),
         "R": [list(row) for row in record.R],
         "unit": unit,
         "online": None if average is None or factor is None else average * factor,
@@ -194,11 +196,13 @@ def check(row: Any) -> None:
             raise ValueError(f"row: no {key!r}")
         if not isinstance(row[key], kind):
             raise ValueError(f"row: {key!r} is a {type(row[key]).__name__}")
-    columns, phases = len(row["names"]), len(row["R"])
+    columns, lines, phases = len(row["names"]), len(row["R"]), len(row["phases"])
     if any(len(line) != columns for line in row["R"]):
         raise ValueError(f"row: 'R' has not {columns} columns, as 'names' has")
-    if not row["joint"] and phases not in (columns, columns + 1):
-        raise ValueError(f"row: 'R' has {phases} rows for {columns} experiences")
+    if lines not in (phases, phases + 1):
+        raise ValueError(f"row: 'R' has {lines} rows for {phases} phases")
+    if not row["joint"] and phases != columns:
+        raise ValueError(f"row: {phases} phases and {columns} experiences that are measured")
     if not all(math.isfinite(value) for line in row["R"] for value in line):
         raise ValueError("row: 'R' holds a number that is not finite")
     missing = {"stored_bytes", "forward", "backward"} - set(row["cost"])
