@@ -237,3 +237,39 @@ class TestSlowLevel:
     def test_bad_argument(self, argument, value):
         with pytest.raises(ValueError, match=argument):
             Consolidation(**{argument: value})
+
+
+class TestInTheLevelTable:
+    def test_stands_behind_the_weights_that_it_holds(self):
+        from nestling.train import nested_system
+
+        model = build("transformer", width=16, heads=2, layers=1)
+        slow = SlowLevel(model, Consolidation(dreams=4, length=8), vocabulary=256)
+        optimizer = torch.optim.AdamW(model.parameters())
+        system = nested_system(model, optimizer, tokens_per_step=100, slow=slow)
+        by_name = {c.name: c for c in system.components}
+        size = sum(p.numel() for p in model.parameters())
+        assert by_name["slow.average"].parameters == by_name["slow.teacher"].parameters == size
+        assert by_name["slow.average"].level.period == 100
+        assert by_name["slow.teacher"].level.period == 40 * 100  # 8 losses beside 32
+        assert by_name["slow.teacher"].memory == "one number per weight, 4 x 8 dreamt tokens"
+        numbers = system.numbers
+        weights = [c.name for c in system.components if c.kind == "weights"]
+        assert weights
+        assert max(numbers[name] for name in weights) < numbers["slow.average"]
+        moves = {(t.kind, t.source, t.target) for t in system.transfers}
+        assert {("generation", "slow.teacher", name) for name in weights} <= moves
+        assert ("initialisation", "slow.average", "slow.teacher") in moves
+
+    @pytest.mark.parametrize(
+        ("values", "period", "rule"),
+        [
+            ({"surprise": None}, None, "held"),
+            ({"surprise": None, "period": 5_000}, 5_000, "replaced at every 5,000 tokens"),
+            ({"period": 30}, 30, "replaced at surprise of 4.5 or every 30 tokens"),
+        ],
+    )
+    def test_periods(self, chain, values, period, rule):
+        slow = SlowLevel(chain, Consolidation(**values), vocabulary=5)
+        teacher = slow.components(tokens_per_step=1)[1]
+        assert (teacher.level.period, teacher.rule) == (period, rule)

@@ -32,7 +32,8 @@ source makes the target's context flow or step sizes (keys and values, gradients
 
 Kind = Literal["in_context", "non_parametric", "weights", "moments"]
 """What sort of memory: carried in the inner state and written by a rule; a cache of what was read;
-trained weights; the optimizer's own memory of their gradients."""
+trained weights; what training remembers beside them, be it of their gradients (an optimizer) or of
+themselves (a slow level)."""
 
 NEXT_TOKEN = "-ln p(x_t+1)"
 """Objective of what learns to predict the next token."""

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -25,7 +25,9 @@ import torch.nn.functional as F
 from torch import nn
 
 from nestling.levels.average import RunningAverage
+from nestling.levels.component import Component, Transfer
 from nestling.levels.dreams import dream
+from nestling.levels.level import Level
 from nestling.levels.surprise import Surprise
 from nestling.shapes import Tensor
 
@@ -192,6 +194,52 @@ class SlowLevel:
     def follow(self, model: nn.Module) -> None:
         """Move the average after a step: at first it is nearly where the model is."""
         self._average.follow(model)
+
+    def components(self, *, tokens_per_step: int = 1, of: Sequence[str] = ()) -> list[Component]:
+        """The slow level for the level table: its average and its teacher.
+
+        A period that ends by surprise has no fixed length; it is shown by the shortest that it can
+        have, as many steps as a surprise needs to be seen.
+
+        Args:
+            tokens_per_step: tokens between two steps of the model.
+            of: names of the components that hold the model's weights.
+        """
+        size = sum(p.numel() for p in self.weights.parameters())
+        shortest = (self._surprise.recent + self._surprise.before) * tokens_per_step
+        config, ends = self.config, []
+        if config.surprise is not None:
+            ends.append(f"surprise of {config.surprise:g}")
+        if config.period is not None:
+            ends.append(f"every {config.period:,} tokens")
+            shortest = config.period if config.surprise is None else min(shortest, config.period)
+        average, teacher = "slow.average", "slow.teacher"
+        return [
+            Component(
+                name=average,
+                level=Level(tokens_per_step),
+                memory="one number per weight",
+                rule=f"DotProduct x Decay({config.average:g})",
+                context_flow="weights after every step",
+                parameters=size,
+                kind="moments",
+                after=tuple(of),
+                transfers=tuple(Transfer("conditioning", name, average) for name in of),
+            ),
+            Component(
+                name=teacher,
+                level=Level(shortest if ends else None),
+                memory=f"one number per weight, {config.dreams} x {config.length} dreamt tokens",
+                rule=f"replaced at {' or '.join(ends)}" if ends else "held",
+                context_flow="weights of the average",
+                parameters=size,
+                kind="moments",
+                transfers=(
+                    Transfer("initialisation", average, teacher),
+                    *(Transfer("generation", teacher, name) for name in of),
+                ),
+            ),
+        ]
 
     def state(self) -> dict[str, Any]:
         """All that goes on, in plain values and tensors; not copied."""

@@ -172,7 +172,7 @@ def _card(box: Box) -> Card:
         "in_context": "memory in context",
         "non_parametric": "memory without parameters",
         "weights": "trained weights" if first.level.period else "weights, held",
-        "moments": "memory of gradients",
+        "moments": f"memory of {'weights' if 'weights' in first.context_flow else 'gradients'}",
     }[first.kind]
     several = len(box.members) > 1 or first.kind == "moments"
     chips = box.labels if several else (first.name if not box.blocks else box.name,)

@@ -15,7 +15,7 @@ from collections.abc import Iterable
 import torch
 from torch import nn
 
-from nestling.levels import OUTER, Component, Level, NestedSystem, Transfer
+from nestling.levels import OUTER, Component, Level, NestedSystem, SlowLevel, Transfer
 from nestling.levels.declared import declared
 from nestling.optim import LevelwiseOptimizer
 from nestling.optim.memories import Memory, memories
@@ -29,6 +29,7 @@ def nested_system(
     optimizer: torch.optim.Optimizer | LevelwiseOptimizer | None = None,
     *,
     tokens_per_step: int = 1,
+    slow: SlowLevel | None = None,
 ) -> NestedSystem:
     """Everything that holds something over time, ordered by NL Def. 2.
 
@@ -38,6 +39,7 @@ def nested_system(
         optimizer: what trains it: any torch optimizer, or one for each level. ``None``: nothing
             moves the weights.
         tokens_per_step: tokens between two steps of the optimizer.
+        slow: the slow level that holds the weights, if there is one.
 
     Weights move with an optimizer step and not with every token, so no period of theirs is shorter
     than ``tokens_per_step``; and they need the moments of that step, which come before them. Where
@@ -69,7 +71,11 @@ def nested_system(
     found = [_renamed(component, parts, held_still) for component in found]
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     held = [one for index, mover in enumerate(movers) for one in _memories(movers, index, mover)]
-    return NestedSystem(tuple(_with_moments(found, held, names)))
+    found = _with_moments(found, held, names)
+    if slow is not None:
+        trained = [c.name for c in found if c.kind == "weights" and c.level.period is not None]
+        found += slow.components(tokens_per_step=tokens_per_step, of=trained)
+    return NestedSystem(tuple(found))
 
 
 def _movers(
