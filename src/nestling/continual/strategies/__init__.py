@@ -13,6 +13,7 @@ from nestling.continual.strategies.in_context import InContext
 from nestling.continual.strategies.least_squares import LeastSquares, RandomFeatures
 from nestling.continual.strategies.low_rank import LowRank, Pairs, linear_maps
 from nestling.continual.strategies.lwf import LwF
+from nestling.continual.strategies.nested_discriminant import NestedDiscriminant
 from nestling.continual.strategies.replay import Replay
 from nestling.continual.strategies.reservoir import Reservoir
 from nestling.continual.strategies.sequential import Sequential
@@ -29,6 +30,7 @@ __all__ = [
     "LeastSquares",
     "LowRank",
     "LwF",
+    "NestedDiscriminant",
     "Pairs",
     "RandomFeatures",
     "Replay",

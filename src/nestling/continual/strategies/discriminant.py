@@ -57,11 +57,15 @@ class StreamingDiscriminant(SecondMoments):
 
     def solve(self) -> tuple[Tensor, Tensor]:
         """Means in the metric of the shrunk covariance, and the offsets."""
-        shared, means = self.within(), self.means
+        means = self.means
+        weight = torch.cholesky_solve(means.T, self.factor())
+        prior = (self.counts.clamp_min(1) / self.counts.sum()).log()
+        return weight, prior - (means.T * weight).sum(0) / 2
+
+    def factor(self) -> Tensor:
+        """Cholesky factor ``(d, d)`` of the shrunk covariance."""
+        shared = self.within()
         spread = shared.diagonal().mean()
         if not spread > 0:  # one item of each class: nothing is known of how they vary
             shared, spread = torch.eye(self.width, dtype=shared.dtype), spread.new_ones(())
-        factor = regularised((1 - self.shrinkage) * shared, self.shrinkage * spread)
-        weight = torch.cholesky_solve(means.T, factor)
-        prior = (self.counts.clamp_min(1) / self.counts.sum()).log()
-        return weight, prior - (means.T * weight).sum(0) / 2
+        return regularised((1 - self.shrinkage) * shared, self.shrinkage * spread)
