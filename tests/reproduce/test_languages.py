@@ -12,7 +12,15 @@ from nestling.continual.protocol import IGNORED
 from nestling.continual.strategies.averaged import Averaged
 from nestling.continual.strategies.chained import Chained
 from nestling.reproduce import languages, translation
-from nestling.reproduce.subwords import BETWEEN, START, Subwords
+from nestling.reproduce.subwords import (
+    BETWEEN,
+    START,
+    Subwords,
+    chrf_loss,
+    experience,
+    references,
+    translations,
+)
 from nestling.reproduce.translation import ALONE, FIRST, SECOND
 from nestling.reproduce.verses import LANGUAGES, STREAMS, Pair, following, pairs, part_of, verses
 from nestling.reproduce.verses import languages as read_languages
@@ -42,9 +50,9 @@ def test_no_language_is_tested_on_what_another_was_trained_on(data):
     texts = read_languages(data, STREAMS["test"], rows=20, held_out=3, length=32)
     for experiences in (texts.train, texts.test):
         assert [e.name for e in experiences] == list(STREAMS["test"])
-    for name, experience in zip(STREAMS["test"], texts.test, strict=True):
+    for name, measured in zip(STREAMS["test"], texts.test, strict=True):
         held_out = "\n".join(t for v, t in found[name].items() if parts[v] == "test")
-        first = bytes(experience.items.inputs[0].tolist()).decode()
+        first = bytes(measured.items.inputs[0].tolist()).decode()
         assert held_out.startswith(first)
     assert not set(STREAMS["test"]) & set(STREAMS["validation"])
 
@@ -124,20 +132,18 @@ class Writer(torch.nn.Module):
 def test_translations_of_sources_of_any_length():
     pieces = Subwords(["one two three four"] * 9, 300)
     found = [Pair("one two", "two one"), Pair("four", "three four one"), Pair("né", "two")]
-    items = translation.experience("a", found, pieces, length=24, only_target=True).items
-    assert translation.references(items, pieces) == [pair.target for pair in found]
-    written = translation.translations(Writer(), items, pieces, most=9)
+    items = experience("a", found, pieces, length=24, only_target=True).items
+    assert references(items, pieces) == [pair.target for pair in found]
+    written = translations(Writer(), items, pieces, most=9)
     assert written == [pair.source for pair in found]
-    assert translation.chrf_loss(written, [pair.source for pair in found]) == pytest.approx(0.0)
-    assert translation.chrf_loss(written, [pair.target for pair in found]) > 20
+    assert chrf_loss(written, [pair.source for pair in found]) == pytest.approx(0.0)
+    assert chrf_loss(written, [pair.target for pair in found]) > 20
 
 
 def test_rows_to_learn_count_both_sides_and_rows_to_measure_one():
     pieces = Subwords(["one two"] * 9, 300)
-    both = translation.experience("a", [Pair("one", "two")], pieces, length=12).items
-    target = translation.experience(
-        "a", [Pair("one", "two")], pieces, length=12, only_target=True
-    ).items
+    both = experience("a", [Pair("one", "two")], pieces, length=12).items
+    target = experience("a", [Pair("one", "two")], pieces, length=12, only_target=True).items
     source, wanted = pieces.encode("one"), pieces.encode("two")
     kept = both.targets[both.targets != IGNORED].tolist()
     assert kept == [*source, BETWEEN, *wanted, START]

@@ -18,6 +18,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -28,7 +29,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from nestling.continual.protocol import IGNORED, Batch, Experience, Learner, Predictor
+from nestling.continual.protocol import IGNORED, Experience, Learner, Predictor
 from nestling.continual.record import Record
 from nestling.continual.run import Probes, run
 from nestling.continual.strategies import GradientLearner, Sequential
@@ -38,10 +39,10 @@ from nestling.layers import ContinuumConfig
 from nestling.levels import Consolidation
 from nestling.models import LanguageModel, configure, with_levels
 from nestling.optim import adamw
-from nestling.reproduce.job import Job, OnProgress, Size, task_of
+from nestling.reproduce.job import Job, OnProgress, Section, Size, task_of
 from nestling.reproduce.languages import EXTRA, FACTOR, JOINT, SEEDS, SLOW, extra_periods
 from nestling.reproduce.rows import BITS, CHRF
-from nestling.reproduce.subwords import BETWEEN, START, Subwords
+from nestling.reproduce.subwords import Subwords, chrf_loss, experience, references, translations
 from nestling.reproduce.verses import Pair, Part, following, pairs
 
 TASK, TASK_CHRF = "translation", "translation-chrf"
@@ -120,80 +121,6 @@ def jobs(data: Path, *, size: Size, change: Settings | None = None) -> list[Job]
     return found
 
 
-def experience(
-    name: str, found: Sequence[Pair], pieces: Subwords, *, length: int, only_target: bool = False
-) -> Experience:
-    """One row for each pair; those longer than a row are left out.
-
-    Args:
-        name: of the experience.
-        found: pairs.
-        pieces: the vocabulary.
-        length: subwords of a row.
-        only_target: only the target and its end count, as for measuring.
-
-    >>> pieces = Subwords([], 300)
-    >>> row = experience("a", [Pair("b", "c")], pieces, length=8).items
-    >>> row.targets.tolist()[0][:3], int(row.inputs[0, 5]) == BETWEEN
-    ([-100, -100, 222], True)
-    """
-    inputs, targets = [], []
-    for pair in found:
-        source, target = pieces.encode(pair.source), pieces.encode(pair.target)
-        tail = [*source, BETWEEN, *target, START]
-        if len(tail) > length:
-            continue
-        row = [START] * (length + 1 - len(tail)) + tail
-        ignored = length - (len(target) + 1 if only_target else len(tail))
-        inputs.append(row[:-1])
-        targets.append([IGNORED] * ignored + row[1 + ignored :])
-    return Experience(name, Batch(torch.tensor(inputs), torch.tensor(targets)))
-
-
-def references(items: Batch, pieces: Subwords) -> list[str]:
-    """The targets of rows of which only the target counts."""
-    return [pieces.decode(row[row != IGNORED][:-1].tolist()) for row in items.targets]
-
-
-@torch.no_grad()
-def translations(model: nn.Module, items: Batch, pieces: Subwords, *, most: int) -> list[str]:
-    """What a model writes behind the sources of rows, the likeliest subword at a time.
-
-    Args:
-        model: of this library, or any that has ``read_on``.
-        items: rows as :func:`experience` makes them; what stands behind the source is not read.
-        pieces: the vocabulary.
-        most: subwords of a translation.
-    """
-    ends = (items.inputs == BETWEEN).int().argmax(1) + 1
-    prompts = items.inputs.new_full((len(items), int(ends.max())), START)
-    for prompt, row, end in zip(prompts, items.inputs, ends.tolist(), strict=True):
-        prompt[len(prompt) - end :] = row[:end]
-    token, state, written = prompts, None, []
-    for _ in range(most):
-        logits, state = model.read_on(token, state)  # pyright: ignore[reportCallIssue]
-        token = logits.argmax(-1, keepdim=True)
-        written.append(token)
-    rows = torch.cat(written, dim=1).tolist()
-    return [pieces.decode(row[: row.index(START)] if START in row else row) for row in rows]
-
-
-def chrf_loss(written: Sequence[str], wanted: Sequence[str]) -> float:
-    """``100 - chrF``.
-
-    Raises:
-        ImportError: naming the extra, if sacrebleu is not installed.
-
-    >>> chrf_loss(["in the beginning"], ["in the beginning"])
-    0.0
-    """
-    try:
-        import sacrebleu
-    except ImportError as error:
-        raise ImportError("chrF needs sacrebleu: pip install 'nestling[reproduce]'") from error
-    return 100.0 - sacrebleu.corpus_chrf(list(written), [list(wanted)]).score
-
-
 @dataclass(frozen=True)
 class Score:
     """Bits per byte of the targets, or ``100 - chrF`` where an experience is marked for it.
@@ -232,6 +159,65 @@ def answering(learner: Predictor) -> nn.Module:
     if isinstance(learner, GradientLearner):
         return learner.model
     raise ValueError(f"learner: {type(learner).__name__} does not write text")
+
+
+def table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str:
+    """Both languages alone and after both, by strategy; chrF as the score that it is.
+
+    "Kept" is the share of what was above the floor: ``(after - floor) / (alone - floor)``.
+    """
+    lines = [
+        f"| strategy | {FIRST} alone | {FIRST} after both | kept | {SECOND} alone "
+        f"| {SECOND} after both | kept | seeds |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
+    floor = [_last(groups, FLOOR, column) for column in (0, 1)]
+    for (_, strategy), same in groups.items():
+        if strategy.endswith(ALONE):
+            continue
+        alone = [None if same[0]["joint"] else _values(same, 1, 0),
+                 _last(groups, strategy + ALONE, 0)]  # fmt: skip
+        cells = []
+        for column in (0, 1):
+            before, after = alone[column], _values(same, -1, column)
+            cells += [_spread(before), _spread(after), _kept(before, after, floor[column])]
+        seeds = ", ".join(str(row["seed"]) for row in same)
+        lines.append(f"| {strategy} | " + " | ".join([*cells, seeds]) + " |")
+    return "\n".join(lines)
+
+
+Values = list[float]
+
+
+def _last(groups: Mapping[tuple[str, str], Any], strategy: str, column: int) -> Values | None:
+    same = [rows for (_, name), rows in groups.items() if name == strategy]
+    return _values(same[0], -1, column) if same else None
+
+
+def _values(rows: Sequence[Mapping[str, Any]], line: int, column: int) -> Values:
+    chrf = rows[0]["unit"] == CHRF
+    losses = [row["R"][line][column] for row in rows]
+    return [100.0 - loss if chrf else loss for loss in losses]
+
+
+def _spread(values: Values | None) -> str:
+    if values is None:
+        return ""
+    return f"{statistics.fmean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}"
+
+
+def _kept(alone: Values | None, after: Values, floor: Values | None) -> str:
+    if alone is None or floor is None:
+        return ""
+    nothing = statistics.fmean(floor)
+    learned = statistics.fmean(alone) - nothing
+    return f"{(statistics.fmean(after) - nothing) / learned:.0%}" if learned else ""
+
+
+SECTIONS = (
+    Section(task=TASK, title="Two languages into English, bits per byte", table=table),
+    Section(task=TASK_CHRF, title="Two languages into English, chrF", table=table),
+)
 
 
 def _bits(made: Callable[..., Record], folder: Path, on_progress: OnProgress) -> Record:
