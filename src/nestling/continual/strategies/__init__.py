@@ -9,6 +9,7 @@ from nestling.continual.strategies.der import DarkReplay
 from nestling.continual.strategies.discriminant import StreamingDiscriminant
 from nestling.continual.strategies.ewc import EWC
 from nestling.continual.strategies.fisher import diagonal_fisher
+from nestling.continual.strategies.fourier import FourierFeatures
 from nestling.continual.strategies.in_context import InContext
 from nestling.continual.strategies.least_squares import LeastSquares, RandomFeatures
 from nestling.continual.strategies.low_rank import LowRank, Pairs, linear_maps
@@ -25,6 +26,7 @@ __all__ = [
     "Consolidated",
     "ContextReader",
     "DarkReplay",
+    "FourierFeatures",
     "GradientLearner",
     "InContext",
     "LeastSquares",
