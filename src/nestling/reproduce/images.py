@@ -65,32 +65,33 @@ TEN = {"batch": 10}
 TOLD = {**TEN, "told": True}
 SPLIT: Strategies = {
     (MLP, "sequential"): (learners.plain, {**TEN, "lr": 0.03}),
-    (MLP, "levels"): (learners.in_levels, {**TEN, "lr": 0.03, "periods": [10, 100, 1000]}),
+    (MLP, "levels"): (learners.in_levels, {**TEN, "lr": 0.1, "periods": [10, 100, 1000]}),
     (MLP, "Adam"): (learners.plain_adam, {**TEN, "lr": 1e-3}),
     (MLP, "Adam, moments dropped"): (learners.plain_adam, {**TOLD, "lr": 1e-3}),
     (MLP, "low rank"): (learners.low_rank, {**TOLD, "lr": 0.1, "rank": 8}),
-    (MLP, "EWC"): (learners.ewc, {**TOLD, "lr": 0.03, "strength": 100.0, "items": 1000}),
-    (MLP, "LwF"): (learners.lwf, {**TOLD, "lr": 0.03, "strength": 1.0}),
+    (MLP, "EWC"): (learners.ewc, {**TOLD, "lr": 0.03, "strength": 300.0, "items": 1000}),
+    (MLP, "LwF"): (learners.lwf, {**TOLD, "lr": 0.03, "strength": 3.0}),
     (MLP, "replay"): (learners.replay, {**TEN, "lr": 0.005, "stored": 200}),
     (MLP, "DER++"): (learners.dark, {**TEN, "lr": 0.03, "stored": 200, "alpha": 0.2}),
     (MLP, "joint"): (learners.plain, {**TEN, "lr": 0.1}),
     (PIXELS, "in context, 200"): (learners.window, {"batch": 100, "window": 200,
                                                     "temperature": 0.02}),
-    (PIXELS, "in context, 5000"): (learners.window, {"batch": 100, "window": 5000,
+    (PIXELS, "in context, 2000"): (learners.window, {"batch": 100, "window": 2000,
                                                      "temperature": 0.02}),
     (PIXELS, "class means"): (learners.means, {"batch": 1000}),
-    (PIXELS, "discriminant"): (learners.discriminant, {"batch": 1000, "shrinkage": 0.01,
+    (PIXELS, "discriminant"): (learners.discriminant, {"batch": 1000, "shrinkage": 0.1,
                                                        "period": 10_000}),
     (FEATURES, "least squares"): (learners.least_squares,
-                                  {"batch": 1000, "features": 2000, "ridge": 1e-3,
+                                  {"batch": 1000, "features": 2000, "ridge": 1e-4,
                                    "period": 10_000}),
 }  # fmt: skip
-WITHIN = ("sequential", "EWC", "LwF", "replay", "DER++", "joint", "low rank", "discriminant")
+WITHIN = ("sequential", "levels", "Adam", "Adam, moments dropped", "low rank", "EWC", "LwF",
+          "replay", "DER++", "joint", "least squares")  # fmt: skip
 MANY = {"batch": 128}
 PERMUTED: Strategies = {
     (MLP, "sequential"): (learners.plain, {**MANY, "lr": 0.2}),
-    (MLP, "levels"): (learners.in_levels, {**MANY, "lr": 0.2, "periods": [128, 1280, 12800]}),
-    (MLP, "EWC"): (learners.ewc, {**MANY, "told": True, "lr": 0.1, "strength": 1.0,
+    (MLP, "levels"): (learners.in_levels, {**MANY, "lr": 0.5, "periods": [128, 512, 2048]}),
+    (MLP, "EWC"): (learners.ewc, {**MANY, "told": True, "lr": 0.1, "strength": 10.0,
                                   "items": 1000}),
     (MLP, "replay"): (learners.replay, {**MANY, "lr": 0.1, "stored": 200}),
     (MLP, "DER++"): (learners.dark, {**MANY, "lr": 0.1, "stored": 200, "alpha": 1.0}),
