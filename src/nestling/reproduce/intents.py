@@ -223,10 +223,11 @@ def prepared(data: Path, name: str, size: Size) -> Prepared:
 
     encoder, texts = packaged_encoder(), intents(data, name, size)
     ids = encoder.ids([*texts.train, *texts.test], length=LENGTH)
+    short_first = ids[encoder.mask(ids).sum(1).argsort(stable=True)]  # little padding in a batch
     depths = Remembered(lambda rows: encoder.features(rows, DEPTHS))
-    depths.remember(ids)
+    depths.remember(short_first)
     lower = Remembered(Lower(encoder, HELD), half=True)
-    lower.remember(ids)
+    lower.remember(short_first)
     last = slice(-encoder.width, None)
     return Prepared(
         texts=texts, train=ids[: len(texts.train)], test=ids[len(texts.train) :],
