@@ -11,10 +11,18 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import cast, get_args
+from typing import Any, cast, get_args
 
 from nestling.continual.run import Progress
-from nestling.reproduce import domains, page, returns
+from nestling.reproduce import (
+    domains,
+    images,
+    intents,
+    languages,
+    page,
+    returns,
+    translation,
+)
 from nestling.reproduce.job import Job, Section, Size, task_of
 from nestling.reproduce.rows import append, done, read, row_of
 
@@ -36,14 +44,27 @@ class Target:
     sections: tuple[Section, ...]
 
 
+def _of(*modules: Any) -> dict[str, Any]:
+    """What the modules of a target have together."""
+
+    def jobs(data: Path, size: Size) -> list[Job]:
+        return [job for module in modules for job in module.jobs(data, size=size)]
+
+    return {"jobs": jobs, "sections": tuple(s for module in modules for s in module.SECTIONS)}
+
+
 TARGETS = {
     "streams": Target(
-        title="streams of domains and of images",
-        jobs=lambda data, size: [
-            *domains.jobs(data, size=size),
-            *returns.jobs(data, size=size),
-        ],
-        sections=(*domains.SECTIONS, *returns.SECTIONS),
+        title="streams of texts and of images, and what of them comes back",
+        **_of(domains, returns, images),
+    ),
+    "fig6": Target(
+        title="classes of intents in groups, on a pre-trained encoder (NL Fig. 6)",
+        **_of(intents),
+    ),
+    "fig8": Target(
+        title="languages one after the other, and their translation (NL Fig. 8)",
+        **_of(languages, translation),
     ),
 }
 
