@@ -54,7 +54,7 @@ def test_the_matrix_is_whole_and_learning_shows_in_it(run):
         R = results.matrix(model)
         assert R[0] == pytest.approx([8.0, 8.0], abs=0.3)
         assert R[1][0] < 7.0
-        assert R[2][1] < 7.0
+        assert R[2][1] < 7.3  # an average of six steps lags behind them
 
 
 def test_both_models_get_equal_parameters_tokens_and_batches(run):
@@ -87,7 +87,7 @@ def test_the_matrix_is_what_the_held_out_tail_says(run):
             list(learner.learn(stream, 6))
         rows = sequences(domains[0].held_out, length=32, most=128)
         assert len(rows) == 4
-        expected = mean(losses(learner.model, rows))
+        expected = mean(losses(learner.answers, rows))
         got = results.select("held_out_bpb", model=learner.name, phase=2, domain="counting")[0]
         assert (got.value, got.error) == pytest.approx((expected.value, expected.error), rel=1e-9)
 
@@ -170,7 +170,7 @@ def test_every_phase_is_told_where_there_is_no_terminal(tmp_path):
     printed = io.StringIO()
     console = Console(file=printed, width=120)
     results = run_demo(TEXTS[:1], out=tmp_path, budget=BUDGET, progress=Progress(console))
-    for model, title in (("hope", "Hope"), ("transformer", "Transformer++")):
+    for model, title in (("hope", "Hope with a slow level"), ("transformer", "Transformer++")):
         value = f"{results.matrix(model)[1][0]:.2f}"
         told = f"{title} has learned counting: {value} bits per byte there, {value} on average"
         assert told in printed.getvalue()
@@ -285,3 +285,25 @@ def test_the_number_of_threads_is_the_budgets_and_is_put_back(tmp_path):
         assert (results.run["threads"], torch.get_num_threads()) == (1, 2)
     finally:
         torch.set_num_threads(1)
+
+
+def test_hope_dreams_and_its_average_answers():
+    hope, transformer = build_learners(with_lr(1e-2), seed=0)
+    assert transformer.slow is None
+    assert transformer.answers is transformer.model
+    slow = hope.slow
+    assert slow is not None
+    for number, (name, text) in enumerate(TEXTS):
+        domain = split(name, text, held_out_bytes=512, least_train_bytes=33)
+        stream = TextStream(byte_ids(domain.train), batch=2, length=32, seed=0)
+        assert len(list(hope.learn(stream, 60))) == 60
+        assert slow.surprises == number  # nobody said that the second text began
+    assert slow.dreams is not None
+    rows = sequences(byte_ids_of(TEXTS[0]), length=32, most=320)
+    known = mean(losses(hope.answers, rows)).value
+    assert known < 5.5  # the first text is still known
+    assert not torch.equal(hope.answers.embedding.weight, hope.model.embedding.weight)
+
+
+def byte_ids_of(text: tuple[str, str]) -> bytes:
+    return text[1].encode()

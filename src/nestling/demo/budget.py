@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from nestling.levels import Consolidation
+
 
 @dataclass(frozen=True, kw_only=True)
 class DemoBudget:
@@ -25,6 +27,7 @@ class DemoBudget:
         probes: measurements within each phase.
         reading: bytes of the long passages read at the end with the state carried along.
         passages: number of such passages per domain.
+        consolidation: of Hope's slow level.
         threads: of torch. One: these tensors are too small for more, and sums are then added in
             the same order on every machine.
     """
@@ -46,6 +49,7 @@ class DemoBudget:
     probes: int = 3
     reading: int = 1_024
     passages: int = 4
+    consolidation: Consolidation = Consolidation(dreams=128, length=256)
     threads: int = 1
 
     def __post_init__(self) -> None:

@@ -45,8 +45,8 @@ def main(
     named = read_texts(texts) if texts else shipped()
     total = budget.tokens_per_domain * len(named)
     console.print(
-        f"[bold]Hope[/] and a [bold]Transformer++[/] of equal size learn {len(named)} "
-        f"text{'s' * (len(named) != 1)}, one after the other: "
+        "[bold]Hope[/], with a slow level, and a plain [bold]Transformer++[/] of equal size learn "
+        f"{len(named)} text{'s' * (len(named) != 1)}, one after the other: "
         f"{', '.join(name for name, _ in named)}.\n"
         f"{total:,} bytes each, in {budget.steps * len(named):,} steps; {MINUTES[budget]} for the "
         "five texts that come with it."

@@ -10,14 +10,14 @@ import re
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 
 from nestling.data import TextStream
 from nestling.demo.budget import DemoBudget
-from nestling.levels import Level
+from nestling.levels import Consolidation, Level, SlowLevel
 from nestling.models import LanguageModel, ModelConfig, configure, match_parameters, parameter_count
 from nestling.models.by_level import by_level
 from nestling.optim import LevelwiseOptimizer, adamw
@@ -46,15 +46,21 @@ class Learner:
     model: LanguageModel
     optimizer: LevelwiseOptimizer
     budget: DemoBudget
+    slow: SlowLevel | None = None
     step: int = 0
     tokens: int = 0
     seconds: float = 0.0
     _start: dict[str, torch.Tensor] = field(default_factory=dict)
 
     @property
+    def answers(self) -> LanguageModel:
+        """The model that is measured: the slow level's average, where there is one."""
+        return self.model if self.slow is None else cast(LanguageModel, self.slow.weights)
+
+    @property
     def title(self) -> str:
         """Its name for people."""
-        return TITLES[self.name]
+        return TITLES[self.name] + (" with a slow level" if self.slow is not None else "")
 
     def learn(self, stream: TextStream, steps: int) -> Iterator[Step]:
         """Take ``steps`` optimizer steps, yielding after each.
@@ -72,12 +78,22 @@ class Learner:
             )
             logits, _ = self.model(inputs)
             loss = F.cross_entropy(logits.flatten(0, 1).float(), targets.flatten())
-            loss.backward()
+            (loss + self._held(inputs, loss.item())).backward()
             moved = self.optimizer.step(tokens=inputs.numel())
+            if self.slow is not None:
+                self.slow.follow(self.model)
             self.step += 1
             self.tokens += inputs.numel()
             self.seconds += time.perf_counter() - began
             yield Step(loss.item() / math.log(2), moved.norm, moved.levels)
+
+    def _held(self, inputs: torch.Tensor, loss: float) -> torch.Tensor | float:
+        """What the slow level adds to the loss of a step."""
+        if self.slow is None:
+            return 0.0
+        self.slow.notice(inputs, loss)
+        held = self.slow.hold(self.model, new=inputs.numel())
+        return 0.0 if held is None else held.loss
 
     def remember_weights(self) -> None:
         """Keep a copy of the parameters, for :meth:`change_by_part`."""
@@ -99,7 +115,7 @@ class Learner:
     def level_table(self) -> list[TableRow]:
         """Model and optimizer as one nested system, fastest first."""
         tokens = self.budget.batch * self.budget.length
-        system = nested_system(self.model, self.optimizer, tokens_per_step=tokens)
+        system = nested_system(self.model, self.optimizer, tokens_per_step=tokens, slow=self.slow)
         return table_rows(system, model=self.name)
 
 
@@ -127,10 +143,15 @@ def build_learners(budget: DemoBudget, *, seed: int) -> list[Learner]:
     }  # fmt: skip
     hope = configure("hope", periods=budget.periods, **shape)
     transformer = match_parameters("transformer", parameter_count(hope), **shape)
-    return [_learner(config, budget, seed) for config in (hope, transformer)]
+    return [
+        _learner(hope, budget, seed, slow=budget.consolidation),
+        _learner(transformer, budget, seed, slow=None),
+    ]
 
 
-def _learner(config: ModelConfig, budget: DemoBudget, seed: int) -> Learner:
+def _learner(
+    config: ModelConfig, budget: DemoBudget, seed: int, *, slow: Consolidation | None
+) -> Learner:
     torch.manual_seed(seed)
     model = LanguageModel(config)
     optimizer = LevelwiseOptimizer(
@@ -138,4 +159,7 @@ def _learner(config: ModelConfig, budget: DemoBudget, seed: int) -> Learner:
         lambda part: adamw(part, lr=budget.lr, weight_decay=budget.weight_decay),
         clip=budget.clip,
     )
-    return Learner(config.preset, model, optimizer, budget)
+    level = None
+    if slow is not None:
+        level = SlowLevel(model, slow, vocabulary=model.vocab_size, seed=seed)
+    return Learner(config.preset, model, optimizer, budget, level)

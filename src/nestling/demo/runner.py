@@ -1,9 +1,10 @@
-"""The demo: Hope and a Transformer++ learn one domain after the other, from the same bytes.
+"""The demo: Hope with a slow level and a plain Transformer++ learn one text after the other.
 
     for domain i, for each model:   learn domain i;   R[i, j] = bits per byte on domain j, all j
 
 Both models have the same number of parameters, see the same batches in the same order, and are
-moved by the same optimizer with the same rate. Every number goes to ``results.jsonl`` as it comes.
+moved by the same optimizer with the same rate. Hope's slow level dreams besides
+(:mod:`nestling.levels.consolidation`). Every number goes to ``results.jsonl`` as it comes.
 """
 
 from __future__ import annotations
@@ -157,7 +158,7 @@ class _Run:
             for part, change in learner.change_by_part().items():
                 self._add(learner, phase, "weights_written", change, part=part)
             rows = self.held_out[phase - 1].rows
-            for memory, share in written(learner.model, rows).items():
+            for memory, share in written(learner.answers, rows).items():
                 self._add(learner, phase, "memory_written", share, part=memory, domain=domain.name)
             row = self._measure(learner, phase)
         self.progress.say(
@@ -169,7 +170,7 @@ class _Run:
         """One row of the matrix, and its part of the curves."""
         row = []
         for held in self.held_out:
-            each = losses(learner.model, held.rows)
+            each = losses(learner.answers, held.rows)
             whole, probe = mean(each), mean(each[held.probe])
             row.append(whole.value)
             self._add(
@@ -180,12 +181,12 @@ class _Run:
 
     def _probe(self, learner: Learner, phase: int) -> None:
         for held in self.held_out:
-            probe = mean(losses(learner.model, held.rows[held.probe]))
+            probe = mean(losses(learner.answers, held.rows[held.probe]))
             self._add(learner, phase, "probe_bpb", probe.value, domain=held.name)
 
     def _read(self, learner: Learner) -> None:
         for held in self.held_out:
-            pieces = reading(learner.model, held.passages, length=self.budget.length)
+            pieces = reading(learner.answers, held.passages, length=self.budget.length)
             for index, piece in enumerate(pieces):
                 self._add(
                     learner, len(self.domains), "reading_bpb", piece.value, error=piece.error,

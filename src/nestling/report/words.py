@@ -51,6 +51,13 @@ GLOSSARY: tuple[tuple[str, str], ...] = (
         "parameters. Its only memory of the text is attention to what is in view.",
     ),
     (
+        "Slow level",
+        "Three copies of one model: weights that move with every step, their running average, "
+        "which gives the answers, and a teacher that is held until new text surprises. The "
+        "teacher writes text by itself (it dreams), and the fast weights must go on predicting in "
+        "it what the teacher predicts. Nothing that was read is stored.",
+    ),
+    (
         "Forgetting",
         "How much worse a model is in the end on a domain than it was at its best moment after "
         "learning it, averaged over all domains but the last.",
