@@ -10,10 +10,10 @@ every language: no language is tested on what another one has told.
 from __future__ import annotations
 
 import lzma
+import random
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import pairwise
 from pathlib import Path
 from typing import Literal
 
@@ -133,12 +133,16 @@ def pairs(data: Path, language: str, part: Part, *, longest: int) -> list[Pair]:
     return found
 
 
-def following(data: Path, *, longest: int) -> list[Pair]:
-    """English training verses, each after the one before it: the language to translate into."""
-    english = list(verses(data, "English").items())
+def with_gaps(data: Path, *, longest: int) -> list[Pair]:
+    """English training verses, each behind itself with a fifth of its words left out.
+
+    What is to be translated into is learned, and to look at the source. Which words are left out
+    is a function of the verse's name.
+    """
     found = []
-    for (before, source), (verse, target) in pairwise(english):
-        pair = Pair(source, target)
-        if part_of(before) == part_of(verse) == "train" and pair.longer <= longest:
-            found.append(pair)
+    for verse, text in verses(data, "English").items():
+        if part_of(verse) == "train" and len(text.encode()) <= longest:
+            draw = random.Random(verse)
+            left = " ".join(word for word in text.split() if draw.random() > 0.2)
+            found.append(Pair(left or text, text))
     return found

@@ -4,8 +4,9 @@
     L        =  -ln p_theta(new)  +  sum over l of  w_l n_l KL(teacher_l || theta)  on its dreams
 
 Every level is one :class:`nestling.levels.SlowLevel`: an average, a teacher that is held for the
-level's own period, and the teacher's dreams. A slower level speaks for what is longer ago. With one
-level it is :class:`Consolidated`. What answers is the fastest average.
+level's own period, and the teacher's dreams. A slower level speaks for what is longer ago: it was
+taken before what the faster ones have already passed on, and lost a part of. With one level it is
+:class:`Consolidated`. What answers is the fastest average.
 """
 
 from __future__ import annotations
