@@ -139,7 +139,7 @@ def _fourier(width: int, settings: Settings) -> FourierFeatures:
     return FourierFeatures(width, settings["random"], gamma=settings["gamma"] * 384 / width)
 
 
-_STEP = {"lr": 2e-4, "head_lr": 1e-3}
+_STEP = {"lr": 1e-4, "head_lr": 1e-3}
 _SEQUENTIAL = _trained(lambda model, make, s, seed: Sequential(model, make))
 STRATEGIES: dict[str, tuple[Build, Settings]] = {
     "class means": (_frozen(ClassMeans), {}),
@@ -170,11 +170,11 @@ STRATEGIES: dict[str, tuple[Build, Settings]] = {
     "sequential": (_SEQUENTIAL, _STEP),
     "EWC": (
         _trained(lambda model, make, s, seed: EWC(
-            model, make, strength=s["strength"], items=256, seed=seed)),
+            model, make, strength=s["strength"], items=128, seed=seed)),
         {**_STEP, "strength": 1e4}),
     "LwF": (
         _trained(lambda model, make, s, seed: LwF(model, make, strength=s["strength"])),
-        {**_STEP, "strength": 1.0}),
+        {**_STEP, "strength": 0.1}),
     "low rank": (
         _trained(lambda model, make, s, seed: LowRank(
             model, make, pairs=Pairs(rank=s["rank"], trained=("head",)), seed=seed)),
