@@ -69,7 +69,7 @@ SPLIT: Strategies = {
     (MLP, "Adam"): (learners.plain_adam, {**TEN, "lr": 1e-3}),
     (MLP, "Adam, moments dropped"): (learners.plain_adam, {**TOLD, "lr": 1e-3}),
     (MLP, "low rank"): (learners.low_rank, {**TOLD, "lr": 0.1, "rank": 8}),
-    (MLP, "EWC"): (learners.ewc, {**TOLD, "lr": 0.03, "strength": 300.0, "items": 1000}),
+    (MLP, "EWC"): (learners.ewc, {**TOLD, "lr": 0.03, "strength": 100.0, "items": 1000}),
     (MLP, "LwF"): (learners.lwf, {**TOLD, "lr": 0.03, "strength": 3.0}),
     (MLP, "replay"): (learners.replay, {**TEN, "lr": 0.005, "stored": 200}),
     (MLP, "DER++"): (learners.dark, {**TEN, "lr": 0.03, "stored": 200, "alpha": 0.2}),
