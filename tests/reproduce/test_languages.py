@@ -170,3 +170,32 @@ def test_rows_of_translation(data, tmp_path):
     before = {r.R[0][-1] for (task, _), r in records.items() if task == "translation-smoke"}
     assert max(before) - min(before) < 1e-6
     assert len(list(tmp_path.glob("english-*"))) == 1
+
+
+def row(strategy: str, seed: int, R: list[list[float]], *, joint: bool = False) -> dict:
+    return {"strategy": strategy, "seed": seed, "R": R, "unit": translation.CHRF, "joint": joint}
+
+
+def test_table_holds_both_languages_against_what_each_was_alone():
+    groups = {
+        ("m", "sequential"): [
+            row("sequential", 0, [[90.0, 90.0], [80.0, 89.0], [86.0, 78.0]]),
+            row("sequential", 1, [[90.0, 90.0], [80.0, 89.0], [84.0, 78.0]]),
+        ],
+        ("m", "sequential" + ALONE): [row("sequential" + ALONE, 0, [[90.0], [70.0]])],
+        ("m", translation.FLOOR): [row(translation.FLOOR, 0, [[90.0, 90.0]] * 3)],
+    }
+    lines = translation.table(groups).splitlines()
+    assert len(lines) == 4  # what was learned alone has no line of its own
+    # Floor 10: of 10 points above it 5 are left; of 20, 12.
+    assert lines[2] == (
+        "| sequential | 20.000 ± 0.000 | 15.000 ± 1.000 | 50% "
+        "| 30.000 ± 0.000 | 22.000 ± 0.000 | 60% | 0, 1 |"
+    )
+
+
+def test_only_what_is_known_to_write_is_asked_to():
+    with pytest.raises(ValueError, match="Averaged does not write"):
+        translation.answering(
+            languages.averaged(languages.model_of("transformer", 0), {"lr": 1.0}, 0)
+        )
