@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-from nestling.levels import Consolidation, SlowLevel, Surprise, dream
+from nestling.levels import Consolidation, Shift, SlowLevel, Surprise, dream
 from nestling.models import build
 from nestling.storage.packing import pack, unpack
 
@@ -78,6 +78,48 @@ class TestSurprise:
     def test_bad_argument(self, argument, value):
         with pytest.raises(ValueError, match=argument):
             Surprise(**{argument: value})
+
+
+class TestShift:
+    @staticmethod
+    def text(tokens: int, batches: int, first: int, seed: int) -> list[torch.Tensor]:
+        generator = torch.Generator().manual_seed(seed)
+        shape = (batches, 40)
+        return list(torch.randint(first, first + tokens, shape, generator=generator))
+
+    def test_u_by_hand(self):
+        notice = Shift(4)
+        notice(torch.tensor([0, 0, 1]))
+        notice(torch.tensor([[0], [3]]))
+        first = math.log(4)  # nothing seen: all alike
+        second = -(math.log((2 + 1) / (3 + 4)) + math.log((0 + 1) / (3 + 4))) / 2
+        assert notice.state()["surprise"]["losses"] == pytest.approx([first, second])
+
+    def test_other_tokens_are_noticed_at_once_and_the_same_never(self):
+        notice = Shift(30)
+        texts = [*self.text(10, 100, 0, 1), *self.text(10, 100, 15, 2)]
+        assert [i for i, ids in enumerate(texts) if notice(ids)] == [100]
+
+    def test_goes_on_and_forgets(self):
+        texts = [*self.text(10, 60, 0, 1), *self.text(10, 5, 15, 2)]
+        whole, first, second = Shift(30), Shift(30), Shift(30)
+        expected = [whole(ids) for ids in texts]
+        found = [first(ids) for ids in texts[:55]]
+        second.load_state(first.state())
+        assert found + [second(ids) for ids in texts[55:]] == expected
+        assert any(expected)
+        second.forget()
+        assert not any(second(ids) for ids in self.text(10, 30, 0, 3))
+
+    def test_a_slow_level_can_notice_what_the_loss_does_not_show(self, chain):
+        """The loss is the same throughout; only who looks at the tokens sees a second text."""
+        texts = [*self.text(2, 60, 0, 1), *self.text(2, 10, 3, 2)]
+        found = {}
+        for shift in (None, 4.5):
+            slow = SlowLevel(chain, Consolidation(shift=shift, dreams=1, length=2), vocabulary=5)
+            found[shift] = [i for i, ids in enumerate(texts) if slow.notice(ids, loss=1.0)]
+            assert slow.surprises == len(found[shift])
+        assert found == {None: [], 4.5: [60]}
 
 
 class TestDream:
@@ -231,8 +273,8 @@ class TestSlowLevel:
 
     @pytest.mark.parametrize(
         ("argument", "value"),
-        [("surprise", 0.0), ("period", 0), ("average", 1.0), ("dreams", 0), ("length", 0),
-         ("temperature", 0.0), ("rehearsal", -0.5), ("weight", 0.0)],
+        [("surprise", 0.0), ("shift", 0.0), ("period", 0), ("average", 1.0), ("dreams", 0),
+         ("length", 0), ("temperature", 0.0), ("rehearsal", -0.5), ("weight", 0.0)],
     )  # fmt: skip
     def test_bad_argument(self, argument, value):
         with pytest.raises(ValueError, match=argument):
@@ -267,6 +309,7 @@ class TestInTheLevelTable:
             ({"surprise": None}, None, "held"),
             ({"surprise": None, "period": 5_000}, 5_000, "replaced at every 5,000 tokens"),
             ({"period": 30}, 30, "replaced at surprise of 4.5 or every 30 tokens"),
+            ({"surprise": None, "shift": 5.0}, 40, "replaced at shift of tokens of 5"),
         ],
     )
     def test_periods(self, chain, values, period, rule):

@@ -65,7 +65,7 @@ class Request:
 def _consolidated(model: LanguageModel, request: Request) -> GradientLearner:
     return Consolidated(
         model, partial(adamw, lr=request.lr), vocabulary=model.vocab_size, seed=request.seed,
-        consolidation=Consolidation(length=request.length),
+        consolidation=Consolidation(shift=4.5, length=request.length),
     )  # fmt: skip
 
 

@@ -49,7 +49,7 @@ class DemoBudget:
     probes: int = 3
     reading: int = 1_024
     passages: int = 4
-    consolidation: Consolidation = Consolidation(dreams=128, length=256)
+    consolidation: Consolidation = Consolidation(shift=4.5, dreams=128, length=256)
     threads: int = 1
 
     def __post_init__(self) -> None:

@@ -14,7 +14,7 @@ from nestling.levels.component import (
 from nestling.levels.consolidation import Consolidation, Held, SlowLevel
 from nestling.levels.dreams import dream
 from nestling.levels.level import Level
-from nestling.levels.surprise import Surprise
+from nestling.levels.surprise import Shift, Surprise
 from nestling.levels.system import NestedSystem, level_numbers, ordered
 
 __all__ = [
@@ -27,6 +27,7 @@ __all__ = [
     "Level",
     "NestedSystem",
     "RunningAverage",
+    "Shift",
     "SlowLevel",
     "Surprise",
     "Transfer",

@@ -8,7 +8,7 @@
 Three levels of one model: weights that move with every step, their running average, which answers,
 and a teacher that is held for a period. The teacher speaks to the fast level by text that it writes
 itself; no text that was read is stored. After "Language Models Need Sleep" (arXiv 2606.03979),
-which distils at the end of known periods; here a period ends by the clock or by surprise, and
+which distils at the end of known periods; here a period ends by surprise or by the clock, and
 because the average lags behind the newest steps, the teacher is the model from before them.
 """
 
@@ -28,7 +28,7 @@ from nestling.levels.average import RunningAverage
 from nestling.levels.component import Component, Transfer
 from nestling.levels.dreams import dream
 from nestling.levels.level import Level
-from nestling.levels.surprise import Surprise
+from nestling.levels.surprise import Shift, Surprise
 from nestling.shapes import Tensor
 
 
@@ -38,6 +38,7 @@ class Consolidation:
 
     Attributes:
         surprise: a period ends when the loss rises by so many standard errors; ``None``: never so.
+        shift: it ends when the tokens become others by so many (:class:`Shift`); ``None``: never.
         period: it ends at the latest after so many tokens; ``None``: by surprise only.
         average: b, the share of the running average that a step leaves as it is; 0: none.
         dreams: sequences that the teacher writes.
@@ -51,6 +52,7 @@ class Consolidation:
     """
 
     surprise: float | None = 4.5
+    shift: float | None = None
     period: int | None = None
     average: float = 0.98
     dreams: int = 256
@@ -64,7 +66,7 @@ class Consolidation:
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
-        for name in ("surprise", "temperature", "rehearsal", "weight"):
+        for name in ("surprise", "shift", "temperature", "rehearsal", "weight"):
             value = getattr(self, name)
             if value is not None and not value > 0:
                 raise ValueError(f"{name}: expected a positive number, got {value}")
@@ -117,6 +119,7 @@ class SlowLevel:
         self._device = next(model.parameters()).device
         self._seen = torch.zeros(vocabulary, dtype=torch.float64)
         self._surprise = Surprise(threshold=config.surprise or math.inf)
+        self._shift = Shift(vocabulary, threshold=config.shift or math.inf)
         self._generator = torch.Generator().manual_seed(seed)
         self._count = {"tokens": 0, "since": 0, "surprises": 0, "credit": 0}
 
@@ -136,7 +139,11 @@ class SlowLevel:
         Tokens of the new kind are not yet among those with which dreams begin.
         """
         count = self._count
-        new = self.config.surprise is not None and self._surprise(loss)
+        # Both are asked every time: each has to see everything.
+        new = self._surprise(loss) | self._shift(ids)
+        if new:
+            self._surprise.forget()
+            self._shift.forget()
         late = self.config.period is not None and count["since"] >= self.config.period
         count["surprises"] += new
         if new or late:
@@ -210,9 +217,12 @@ class SlowLevel:
         config, ends = self.config, []
         if config.surprise is not None:
             ends.append(f"surprise of {config.surprise:g}")
+        if config.shift is not None:
+            ends.append(f"shift of tokens of {config.shift:g}")
         if config.period is not None:
             ends.append(f"every {config.period:,} tokens")
-            shortest = config.period if config.surprise is None else min(shortest, config.period)
+            noticed = config.surprise is not None or config.shift is not None
+            shortest = min(shortest, config.period) if noticed else config.period
         average, teacher = "slow.average", "slow.teacher"
         return [
             Component(
@@ -249,6 +259,7 @@ class SlowLevel:
             "dreams": self.dreams,
             "seen": self._seen,
             "surprise": self._surprise.state(),
+            "shift": self._shift.state(),
             "generator": self._generator.get_state(),
             "count": {**self._count, "written": self.written},
         }
@@ -269,6 +280,7 @@ class SlowLevel:
         self.dreams = None if dreams is None else dreams.clone().to(self._device)
         self._seen = state["seen"].double().cpu().clone()
         self._surprise.load_state(state["surprise"])
+        self._shift.load_state(state["shift"])
         self._generator.set_state(state["generator"].cpu())
         count = dict(state["count"])
         self.written = int(count.pop("written"))

@@ -16,6 +16,8 @@ from typing import Any
 
 import torch
 
+from nestling.shapes import Tensor
+
 
 class Surprise:
     """Losses seen one by one, and whether the last of them do not belong to those before.
@@ -48,8 +50,12 @@ class Surprise:
         self.losses = [*self.losses, loss][-(self.before + self.recent) :]
         if self.z() <= self.threshold:
             return False
-        self.losses = []
+        self.forget()
         return True
+
+    def forget(self) -> None:
+        """What was seen before counts no longer."""
+        self.losses = []
 
     def z(self) -> float:
         """How far the last losses are from those before; 0 while there are too few."""
@@ -70,3 +76,50 @@ class Surprise:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on where :meth:`state` was taken."""
         self.losses = [float(loss) for loss in state["losses"]]
+
+
+class Shift:
+    """Noticing by the tokens alone that something new has begun.
+
+        u_i = -mean over the tokens x of batch i of  ln (n_x + 1) / (n + V)
+
+    with n_x the number of x, and n that of all tokens, since the last shift.
+    A language or a script that is no harder than the one before raises no loss, but its tokens are
+    others. The :class:`Surprise` of u sees that; no model is asked.
+
+    Args:
+        vocabulary: V; token ids are below it.
+        threshold: as for :class:`Surprise`.
+
+    >>> notice, a, b = Shift(4), torch.tensor([0, 1, 0, 1, 1]), torch.tensor([2, 3, 2, 2, 3])
+    >>> sum(notice(torch.roll(a, i)[:4]) for i in range(50)), [notice(b) for _ in range(3)]
+    (0, [True, False, False])
+    """
+
+    def __init__(self, vocabulary: int, *, threshold: float = 4.5) -> None:
+        self._surprise = Surprise(threshold=threshold)
+        self._counts = torch.zeros(vocabulary, dtype=torch.float64)
+
+    def __call__(self, ids: Tensor) -> bool:
+        """Whether these tokens do not belong to those before."""
+        seen = torch.bincount(ids.flatten().cpu(), minlength=len(self._counts))
+        share = (self._counts + 1) / (self._counts.sum() + len(self._counts))
+        shifted = self._surprise(float(-(seen * share.log()).sum() / seen.sum()))
+        if shifted:
+            self.forget()
+        self._counts += seen
+        return shifted
+
+    def forget(self) -> None:
+        """What was seen before counts no longer."""
+        self._surprise.forget()
+        self._counts.zero_()
+
+    def state(self) -> dict[str, Any]:
+        """What was seen lately; not copied."""
+        return {"counts": self._counts, "surprise": self._surprise.state()}
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on where :meth:`state` was taken."""
+        self._counts = state["counts"].double().cpu().clone()
+        self._surprise.load_state(state["surprise"])

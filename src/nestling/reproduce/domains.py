@@ -56,7 +56,7 @@ def _replay(model: LanguageModel, settings: Settings, seed: int) -> Replay:
 
 
 def _slow(model: LanguageModel, settings: Settings, seed: int) -> Learner:
-    names = ("surprise", "period", "average", "dreams", "rehearsal", "weight")
+    names = ("surprise", "shift", "period", "average", "dreams", "rehearsal", "weight")
     chosen = {name: settings[name] for name in names if name in settings}
     return Consolidated(
         model, _make(settings), vocabulary=model.vocab_size, seed=seed,
@@ -80,6 +80,7 @@ STRATEGIES: dict[str, tuple[Build, Settings]] = {
                                             alpha=s["alpha"], beta=1.0, seed=seed),
               {"lr": 2e-3, "stored": STORED, "alpha": 0.05}),
     "consolidated": (_slow, {"lr": 2e-3}),
+    "consolidated, tokens noticed": (_slow, {"lr": 2e-3, "shift": 4.5}),
     "joint": (lambda m, s, seed: Sequential(m, _make(s)), {"lr": 1e-3}),
     "joint, averaged": (lambda m, s, seed: Averaged(Sequential(m, _make(s))), {"lr": 2e-3}),
 }  # fmt: skip
