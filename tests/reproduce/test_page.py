@@ -72,10 +72,12 @@ def test_a_page_is_begun_and_kept(tmp_path):
     rewrite(page, tmp_path / "rows", sections)
     text = page.read_text()
     assert "| Transformer++ | sequential | 3.000 |" in text
-    assert "<!-- rows: none -->\n<!-- end of rows: none -->" in text
+    assert "Nothing" not in text
     page.write_text(text.replace("## Toy", "## Toy, in my words"))
+    append(row(task="none"), tmp_path / "rows" / "none.jsonl")
     made = rewrite(page, tmp_path / "rows", sections)
-    assert "## Toy, in my words" in page.read_text()
+    newest = page.read_text()
+    assert newest.index("## Toy, in my words") < newest.index("## Nothing\n\n<!-- rows: none -->")
     assert all(file.exists() for file in made)
     with pytest.raises(ValueError, match="page: expected <!-- rows: other -->"):
         insert(text, "other", "")

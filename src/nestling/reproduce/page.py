@@ -18,6 +18,7 @@ from nestling.reproduce.pictures import draw
 from nestling.reproduce.rows import ERRORS, read
 
 BEGIN, END = "<!-- rows: {task} -->", "<!-- end of rows: {task} -->"
+TITLE = "# Learning on without forgetting\n"
 TITLES = {"transformer": "Transformer++", "hope": "Hope"}
 
 Row = dict[str, Any]
@@ -30,21 +31,24 @@ def rewrite(page: Path, rows: Path, sections: Sequence[Section], *, suffix: str 
     Args:
         page: a file with marks; one that is not there is begun.
         rows: folder of the rows.
-        sections: those of them without rows are left as they are.
+        sections: those of them without rows are left as they are; one with rows that the page has
+            no marks for is put at its end.
         suffix: behind the name of a task in the rows' files.
 
     Returns:
         The files that were written.
 
     Raises:
-        ValueError: if the page has no marks for a section, or a row is damaged.
+        ValueError: if the page has the marks of a section twice, or a row is damaged.
     """
-    text = page.read_text(encoding="utf8") if page.exists() else skeleton(sections)
+    text = page.read_text(encoding="utf8") if page.exists() else TITLE
     made = []
     for section in sections:
         there = read(rows / f"{section.task}{suffix}.jsonl")
         if there:
             groups = grouped(there)
+            if BEGIN.format(task=section.task) not in text:
+                text = f"{text.rstrip()}\n\n{place(section)}\n"
             if section.table is not None:
                 text = insert(text, section.task, section.table(groups))
                 continue
@@ -55,13 +59,10 @@ def rewrite(page: Path, rows: Path, sections: Sequence[Section], *, suffix: str 
     return [*made, page]
 
 
-def skeleton(sections: Sequence[Section]) -> str:
-    """A page with nothing but titles and marks."""
-    parts = ["# Learning on without forgetting"]
-    for section in sections:
-        begin, end = BEGIN.format(task=section.task), END.format(task=section.task)
-        parts.append(f"## {section.title}\n\n{begin}\n{end}")
-    return "\n\n".join(parts) + "\n"
+def place(section: Section) -> str:
+    """The title of a section and its marks, with nothing between them."""
+    begin, end = BEGIN.format(task=section.task), END.format(task=section.task)
+    return f"## {section.title}\n\n{begin}\n{end}"
 
 
 def grouped(rows: Sequence[Row]) -> Groups:

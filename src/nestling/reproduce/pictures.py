@@ -10,6 +10,7 @@ from nestling.continual import metrics
 from nestling.report.streams import forgetting_curves, heat_map, stability_plasticity
 from nestling.reproduce.job import Section
 
+MOST = 12  # parts of a stream whose maps and curves can still be read
 Row = dict[str, Any]
 
 
@@ -36,6 +37,8 @@ def draw(
 
     folder.mkdir(parents=True, exist_ok=True)
     pairs = _pairs(groups, section)
+    if any(len(row["names"]) > MOST for row in pairs.values()):
+        pairs = {}
     if len(pairs) == 2:
         first = next(iter(pairs.values()))
         both = {title: row["R"] for title, row in pairs.items()}

@@ -165,23 +165,25 @@ def answering(learner: Predictor) -> nn.Module:
 def table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str:
     """Both languages alone and after both, by strategy; chrF as the score that it is.
 
-    "Kept" is the share of what was above the floor: ``(after - floor) / (alone - floor)``.
+    "Kept" is ``after / alone`` for chrF, ``alone / after`` for bits, and a dash where what was
+    learned alone is no better than the floor: then nothing was translated that could be kept.
     """
     lines = [
         f"| strategy | {FIRST} alone | {FIRST} after both | kept | {SECOND} alone "
         f"| {SECOND} after both | kept | seeds |",
         "|---|---|---|---|---|---|---|---|",
     ]
-    floor = [_last(groups, FLOOR, column) for column in (0, 1)]
+    floor = [_of(groups, FLOOR, 1, 0), _of(groups, FLOOR, -1, 1)]
+    higher = next(iter(groups.values()))[0]["unit"] == CHRF
     for (_, strategy), same in groups.items():
         if strategy.endswith(ALONE):
             continue
         alone = [None if same[0]["joint"] else _values(same, 1, 0),
-                 _last(groups, strategy + ALONE, 0)]  # fmt: skip
+                 _of(groups, strategy + ALONE, -1, 0)]  # fmt: skip
         cells = []
         for column in (0, 1):
             before, after = alone[column], _values(same, -1, column)
-            cells += [_spread(before), _spread(after), _kept(before, after, floor[column])]
+            cells += [_spread(before), _spread(after), _kept(before, after, floor[column], higher)]
         seeds = ", ".join(str(row["seed"]) for row in same)
         lines.append(f"| {strategy} | " + " | ".join([*cells, seeds]) + " |")
     return "\n".join(lines)
@@ -190,9 +192,11 @@ def table(groups: Mapping[tuple[str, str], Sequence[Mapping[str, Any]]]) -> str:
 Values = list[float]
 
 
-def _last(groups: Mapping[tuple[str, str], Any], strategy: str, column: int) -> Values | None:
+def _of(
+    groups: Mapping[tuple[str, str], Any], strategy: str, line: int, column: int
+) -> Values | None:
     same = [rows for (_, name), rows in groups.items() if name == strategy]
-    return _values(same[0], -1, column) if same else None
+    return _values(same[0], line, column) if same else None
 
 
 def _values(rows: Sequence[Mapping[str, Any]], line: int, column: int) -> Values:
@@ -207,12 +211,13 @@ def _spread(values: Values | None) -> str:
     return f"{statistics.fmean(values):.3f} ± {(max(values) - min(values)) / 2:.3f}"
 
 
-def _kept(alone: Values | None, after: Values, floor: Values | None) -> str:
+def _kept(alone: Values | None, after: Values, floor: Values | None, higher: bool) -> str:
     if alone is None or floor is None:
         return ""
-    nothing = statistics.fmean(floor)
-    learned = statistics.fmean(alone) - nothing
-    return f"{(statistics.fmean(after) - nothing) / learned:.0%}" if learned else ""
+    learned, left, nothing = map(statistics.fmean, (alone, after, floor))
+    if (learned <= nothing) if higher else (learned >= nothing):
+        return "–"
+    return f"{left / learned if higher else learned / left:.0%}"
 
 
 SECTIONS = (
