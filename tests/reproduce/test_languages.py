@@ -187,11 +187,18 @@ def test_table_holds_both_languages_against_what_each_was_alone():
     }
     lines = translation.table(groups).splitlines()
     assert len(lines) == 4  # what was learned alone has no line of its own
-    # Floor 10: of 10 points above it 5 are left; of 20, 12.
     assert lines[2] == (
-        "| sequential | 20.000 ± 0.000 | 15.000 ± 1.000 | 50% "
-        "| 30.000 ± 0.000 | 22.000 ± 0.000 | 60% | 0, 1 |"
+        "| sequential | 20.000 ± 0.000 | 15.000 ± 1.000 | 75% "
+        "| 30.000 ± 0.000 | 22.000 ± 0.000 | 73% | 0, 1 |"
     )
+
+
+def test_what_is_no_better_than_the_floor_cannot_be_kept():
+    groups = {
+        ("m", "sequential"): [row("sequential", 0, [[90.0, 90.0], [80.0, 89.0], [86.0, 78.0]])],
+        ("m", translation.FLOOR): [row(translation.FLOOR, 0, [[90.0, 90.0]] + [[80.0, 80.0]] * 2)],
+    }
+    assert translation.table(groups).splitlines()[2].split(" | ")[3] == "-"
 
 
 def test_only_what_is_known_to_write_is_asked_to():

@@ -216,7 +216,7 @@ def _kept(alone: Values | None, after: Values, floor: Values | None, higher: boo
         return ""
     learned, left, nothing = map(statistics.fmean, (alone, after, floor))
     if (learned <= nothing) if higher else (learned >= nothing):
-        return "–"
+        return "-"
     return f"{left / learned if higher else learned / left:.0%}"
 
 
