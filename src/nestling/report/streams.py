@@ -107,7 +107,8 @@ def stability_plasticity(
     if not any(points.values()):
         raise ValueError("points: expected at least one, got none")
     with matplotlib.rc_context(SETTINGS):
-        figure = Figure(figsize=(6.4, 4.4), layout="constrained")
+        beside = 0.085 * max(map(len, points))  # inches that the legend takes
+        figure = Figure(figsize=(4.9 + beside, max(4.4, 0.3 * len(points))), layout="constrained")
         axes = figure.subplots()
         for index, (name, seeds) in enumerate(points.items()):
             colour = COLOURS[index % len(COLOURS)]
