@@ -139,8 +139,10 @@ class SlowLevel:
         Tokens of the new kind are not yet among those with which dreams begin.
         """
         count = self._count
-        # Both are asked every time: each has to see everything.
-        new = self._surprise(loss) | self._shift(ids)
+        # Each that is in use is asked every time: it has to see everything.
+        surprised = self.config.surprise is not None and self._surprise(loss)
+        shifted = self.config.shift is not None and self._shift(ids)
+        new = surprised or shifted
         if new:
             self._surprise.forget()
             self._shift.forget()

@@ -32,6 +32,7 @@ from nestling.continual.stream import Stream, together
 from nestling.levels import Consolidation
 from nestling.models import LanguageModel, configure, match_parameters, parameter_count
 from nestling.optim import adamw
+from nestling.reproduce import domains
 from nestling.reproduce.job import Job, OnProgress, Section, Size, task_of
 from nestling.reproduce.rows import BITS
 from nestling.reproduce.verses import STREAMS, languages
@@ -143,12 +144,10 @@ def model_of(preset: str, seed: int, *, extra: int = 0) -> LanguageModel:
     >>> [sum(p.numel() for p in model_of("transformer", 0, extra=n).parameters()) for n in (0, 3)]
     [434816, 435584]
     """
+    if not extra:
+        return domains.model_of(preset, seed)
     size = parameter_count(configure("transformer"))
     torch.manual_seed(seed)
-    if preset == "transformer" and not extra:
-        return LanguageModel(configure(preset))
-    if not extra:
-        return LanguageModel(match_parameters(preset, size))
     return LanguageModel(match_parameters(preset, size, periods=extra_periods(extra)))
 
 
