@@ -23,6 +23,30 @@ Features = Callable[[Tensor], Tensor]
 """Inputs to ``(B, d)``; held for ever, so what is summed up stays comparable."""
 
 
+def check_classes(targets: Tensor, classes: int) -> None:
+    """Make sure that targets are classes.
+
+    Raises:
+        ValueError: naming the first that is none.
+    """
+    strange = targets[(targets < 0) | (targets >= classes)]
+    if len(strange):
+        raise ValueError(f"targets: expected classes below {classes}, got {int(strange[0])}")
+
+
+@torch.no_grad()
+def read_features(features: Features, inputs: Tensor, width: int) -> Tensor:
+    """Features ``(B, width)`` on the processor.
+
+    Raises:
+        ValueError: if they have another shape.
+    """
+    x = features(inputs)
+    if x.shape != (len(inputs), width):
+        raise ValueError(f"features: expected shape {(len(inputs), width)}, got {tuple(x.shape)}")
+    return x.detach().cpu()
+
+
 class ClosedFormLearner(ABC):
     """Sums of features by class, and a linear readout solved from them.
 
@@ -82,11 +106,7 @@ class ClosedFormLearner(ABC):
         Raises:
             ValueError: naming a label that is no class, or features of another shape.
         """
-        strange = batch.targets[(batch.targets < 0) | (batch.targets >= self.classes)]
-        if len(strange):
-            raise ValueError(
-                f"targets: expected classes below {self.classes}, got {int(strange[0])}"
-            )
+        check_classes(batch.targets, self.classes)
         seen = int(self.counts.sum())
         if seen // self.period > self._solved_at // self.period:
             self._held, self._solved_at = self.readout(), seen
@@ -104,13 +124,7 @@ class ClosedFormLearner(ABC):
 
     def read(self, inputs: Tensor) -> Tensor:
         """Features ``(B, d)`` in float64 on the processor."""
-        with torch.no_grad():
-            x = self.features(inputs)
-        if x.shape != (len(inputs), self.width):
-            raise ValueError(
-                f"features: expected shape {(len(inputs), self.width)}, got {tuple(x.shape)}"
-            )
-        return x.detach().to("cpu", torch.float64)
+        return read_features(self.features, inputs, self.width).double()
 
     def readout(self) -> tuple[Tensor, Tensor]:
         """The solution for all that was seen until now, computed once."""

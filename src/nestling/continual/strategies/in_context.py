@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from nestling.continual.protocol import Batch, Cost
-from nestling.continual.strategies.closed_form import Features
+from nestling.continual.strategies.closed_form import Features, check_classes, read_features
 from nestling.shapes import Float, Tensor
 
 
@@ -72,11 +72,7 @@ class InContext:
         Raises:
             ValueError: naming a label that is no class, or features of another shape.
         """
-        strange = batch.targets[(batch.targets < 0) | (batch.targets >= self.classes)]
-        if len(strange):
-            raise ValueError(
-                f"targets: expected classes below {self.classes}, got {int(strange[0])}"
-            )
+        check_classes(batch.targets, self.classes)
         keys, labels = self.read(batch.inputs), batch.targets.cpu()
         wrong = (self.scores(keys).argmax(1) != labels).double().mean()
         self.keys = torch.cat([self.keys, keys])[-self.window :].clone()
@@ -86,13 +82,7 @@ class InContext:
 
     def read(self, inputs: Tensor) -> Tensor:
         """Features ``(B, d)`` of length one, in float32 on the processor."""
-        with torch.no_grad():
-            x = self.features(inputs)
-        if x.shape != (len(inputs), self.width):
-            raise ValueError(
-                f"features: expected shape {(len(inputs), self.width)}, got {tuple(x.shape)}"
-            )
-        return F.normalize(x.detach().to("cpu", torch.float32), dim=1)
+        return F.normalize(read_features(self.features, inputs, self.width).float(), dim=1)
 
     def scores(self, queries: Float[Tensor, "B d"]) -> Float[Tensor, "B classes"]:
         """``ln M(q)``: log-probabilities of the classes; zero for all before anything was read."""
