@@ -16,7 +16,7 @@ import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch.nn import Parameter
@@ -292,13 +292,23 @@ def _check_entry(held: _Held, entry: Mapping[str, Any]) -> None:
     if len(entry["groups"]) != expected:
         raise ValueError(f"{where}: expected {expected} groups, got {len(entry['groups'])}")
     for name, values in [*entry["state"].items(), ("", entry["gradients"])]:
+        other = _other_shapes(held, name) if name else {}
         for key, value in values.items():
-            shape = held.parameters[name or key].shape
+            shape = other.get(key, held.parameters[name or key].shape)
             if isinstance(value, Tensor) and value.ndim and value.shape != shape:
                 raise ValueError(
                     f"{where}: {key} of {name or key} has shape {tuple(value.shape)}, "
                     f"the parameter {tuple(shape)}"
                 )
+
+
+def _other_shapes(held: _Held, name: str) -> Mapping[str, Any]:
+    """Of what an optimizer says it holds for a parameter, which need not be of its shape."""
+    says, parameter = getattr(held.optimizer, "entries", None), held.parameters[name]
+    for group in held.optimizer.param_groups if callable(says) and held.optimizer else ():
+        if any(one is parameter for one in group["params"]):
+            return cast(Mapping[str, Any], cast(Any, says)(group, parameter.shape))
+    return {}
 
 
 def _load(

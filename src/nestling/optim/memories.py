@@ -4,8 +4,10 @@
     Adam          m <- b1 m + (1 - b1) g,  v <- b2 v + (1 - b2) g^2: one level, for neither
                   needs the other at its time                                       NL Def. 2
 
-Nothing here knows an optimizer by its class: states and groups say what there is. An optimizer that
-has not moved yet is asked what it will remember: a copy of it moves small stand-ins once.
+Nothing here knows an optimizer by its class: states and groups say what there is, or the optimizer
+itself by ``remembered(group)`` and ``entries(group, shape)``, as those of this library do, whose
+memories have their own periods. Another that has not moved yet is asked what it will remember: a
+copy of it moves small stand-ins once.
 """
 
 from __future__ import annotations
@@ -21,24 +23,23 @@ import torch
 from torch.nn import Parameter
 
 from nestling.levels import Component, Level, path
+from nestling.optim.remembered import GRADIENTS, SQUARES, Remembered
 from nestling.shapes import Tensor
-
-_SQUARES = "squared gradients"
 
 # State key -> (group's entry that holds the decay, what it compresses, entries needed before it).
 _KNOWN: dict[str, tuple[str, str, tuple[str, ...]]] = {
-    "exp_avg": ("betas.0", "gradients", ()),
-    "exp_avg_sq": ("betas.1", _SQUARES, ()),
+    "exp_avg": ("betas.0", GRADIENTS, ()),
+    "exp_avg_sq": ("betas.1", SQUARES, ()),
     "max_exp_avg_sq": ("", "second moments, their maximum", ("exp_avg_sq",)),
     "exp_inf": ("betas.1", "absolute gradients, their fading maximum", ()),
-    "square_avg": ("alpha rho", _SQUARES, ()),
-    "grad_avg": ("alpha", "gradients", ()),
+    "square_avg": ("alpha rho", SQUARES, ()),
+    "grad_avg": ("alpha", GRADIENTS, ()),
     "acc_delta": ("rho", "squared steps", ("square_avg",)),
-    "momentum_buffer": ("momentum", "gradients", ("square_avg", "grad_avg")),
-    "sum": ("", _SQUARES, ()),
+    "momentum_buffer": ("momentum", GRADIENTS, ("square_avg", "grad_avg")),
+    "sum": ("", SQUARES, ()),
     "row_var": ("", "squared gradients, mean of every row", ()),
     "col_var": ("", "squared gradients, mean of every column", ()),
-    "variance": ("", _SQUARES, ()),
+    "variance": ("", SQUARES, ()),
 }
 
 
@@ -83,32 +84,51 @@ def memories(
     >>> memories(torch.optim.SGD([W], lr=0.1))
     []
     """
-    found: dict[tuple[str, str], list[tuple[Parameter, int]]] = defaultdict(list)
+    found: dict[tuple[str, Remembered], list[tuple[Parameter, int]]] = defaultdict(list)
     for group, parameter, entries in _states(optimizer):
+        declared = _declared(optimizer, group)
         for key, size in entries.items():
-            rule = _rule(key, group) or f"{key} of {type(optimizer).__name__}"
-            found[key, rule].append((parameter, size))
+            said = declared.get(key) or _told(key, group, type(optimizer).__name__)
+            found[key, said].append((parameter, size))
     keys = [key for key, _ in found]
     result = []
-    for (key, rule), held in found.items():
-        _, flow, needs = _KNOWN.get(key, ("", "gradients", ()))
+    for (key, said), held in found.items():
         own = path(name, key)
         if keys.count(key) > 1:
-            own = f"{own} ({rule})"
-        before = [path(name, need) for need in needs if keys.count(need) == 1]
+            own = f"{own} ({said.rule})"
+        before = [path(name, need) for need in said.after if keys.count(need) == 1]
         component = Component(
             name=own,
-            level=level or Level(1),
-            memory="one number per weight",
-            rule=rule,
-            context_flow=flow,
+            level=Level(((level or Level(1)).period or 1) * said.period),
+            memory=said.memory,
+            rule=said.rule,
+            context_flow=said.context_flow,
             parameters=sum(size for _, size in held),
             after=tuple(before),
-            objective="-<M, g^2>" if flow == _SQUARES else "-<M, g>",
+            objective=said.objective,
             kind="moments",
         )
         result.append(Memory(component, tuple(parameter for parameter, _ in held)))
     return result
+
+
+def _declared(
+    optimizer: torch.optim.Optimizer, group: Mapping[str, Any]
+) -> Mapping[str, Remembered]:
+    """What an optimizer says of itself, if it says anything."""
+    says = getattr(optimizer, "remembered", None)
+    return cast(Mapping[str, Remembered], says(group)) if callable(says) else {}
+
+
+def _told(key: str, group: Mapping[str, Any], optimizer: str) -> Remembered:
+    """What is known of an entry of one of torch's own optimizers."""
+    _, flow, needs = _KNOWN.get(key, ("", GRADIENTS, ()))
+    return Remembered(
+        rule=_rule(key, group) or f"{key} of {optimizer}",
+        context_flow=flow,
+        objective="-<M, g^2>" if flow == SQUARES else "-<M, g>",
+        after=needs,
+    )
 
 
 def _states(
@@ -122,7 +142,10 @@ def _states(
                 continue
             shape = tuple(parameter.shape)
             state = optimizer.state.get(parameter)
-            if state:
+            says = getattr(optimizer, "entries", None)
+            if callable(says):
+                entries = cast(dict[str, tuple[int, ...]], says(group, parameter.shape))
+            elif state:
                 entries = _entries(state, shape)
             else:
                 kind = index, len(shape)
