@@ -163,7 +163,7 @@ def reproduce(
     strategy: Annotated[list[str] | None, Option(help="Only these strategies.")] = None,
     seed: Annotated[list[int] | None, Option(help="Only these seeds.")] = None,
     rows: Annotated[Path, Option(help="Folder of the rows.")] = Path("benchmarks/results"),
-    page: Annotated[Path, Option(help="Page with the tables.")] = Path("docs/continual.md"),
+    page: Annotated[Path | None, Option(help="Page with the tables; the target's own.")] = None,
     work: Annotated[Path, Option(help="Folder of unfinished runs.")] = Path("runs/reproduce"),
 ) -> None:
     """Make the rows of a claim that are missing, and the page from all rows. It can be stopped."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
+from pathlib import Path
+
 from nestling.cli.tables import new_console
 from nestling.reproduce.driver import TARGETS, Request
 from nestling.reproduce.driver import reproduce as run
@@ -18,4 +21,7 @@ def reproduce(request: Request | None) -> None:
         for name, target in TARGETS.items():
             say(f"{name}: {target.title}")
         return
+    target = TARGETS.get(request.target)
+    if request.page is None and target is not None:
+        request = dataclasses.replace(request, page=Path(target.page))
     run(request, say)

@@ -19,11 +19,13 @@ from nestling.reproduce import (
     images,
     intents,
     languages,
+    optimizers,
     page,
     returns,
     translation,
 )
 from nestling.reproduce.job import Job, Section, Size, task_of
+from nestling.reproduce.measured import Measured, Measurement, Where, measure
 from nestling.reproduce.rows import append, done, read, row_of
 
 Say = Callable[[str], None]
@@ -37,11 +39,13 @@ class Target:
         title: in a few words.
         jobs: all rows of a size, from the folder of the data.
         sections: places in the page.
+        page: where they are.
     """
 
     title: str
     jobs: Callable[[Path, Size], Sequence[Job]]
     sections: tuple[Section, ...]
+    page: str = "docs/continual.md"
 
 
 def _of(*modules: Any) -> dict[str, Any]:
@@ -53,7 +57,7 @@ def _of(*modules: Any) -> dict[str, Any]:
     return {"jobs": jobs, "sections": tuple(s for module in modules for s in module.SECTIONS)}
 
 
-TARGETS = {
+TARGETS: dict[str, Target | Measured] = {
     "streams": Target(
         title="streams of texts and of images, and what of them comes back",
         **_of(domains, returns, images),
@@ -66,6 +70,7 @@ TARGETS = {
         title="languages one after the other, and their translation (NL Fig. 8)",
         **_of(languages, translation),
     ),
+    **optimizers.TARGETS,
 }
 
 
@@ -102,6 +107,9 @@ def reproduce(request: Request, say: Say) -> None:
         ValueError: naming an argument that cannot be used.
     """
     target = _target(request)
+    if isinstance(target, Measured):
+        _measure(request, target, say)
+        return
     missing = _missing(request, target)
     say(f"{target.title}: {len(missing)} rows to make")
     for number, job in enumerate(missing, start=1):
@@ -117,7 +125,25 @@ def reproduce(request: Request, say: Say) -> None:
             say(f"wrote {file}")
 
 
-def _target(request: Request) -> Target:
+def _measure(request: Request, target: Measured, say: Say) -> None:
+    size = cast(Size, request.size)
+    asked = {"model": request.models, "optimizer": request.strategies, "seed": request.seeds}
+
+    def wanted(one: Measurement) -> bool:
+        here = all(not some or one.key.get(name) in some for name, some in asked.items())
+        return here and (not request.tasks or one.task in request.tasks)
+
+    where = Where(
+        data=request.data,
+        rows=request.rows / f"{task_of(target.file, size)}.jsonl",
+        page=request.page,
+        size=size,
+        wanted=wanted,
+    )
+    measure(target, where, say)
+
+
+def _target(request: Request) -> Target | Measured:
     if request.target not in TARGETS:
         raise ValueError(f"target: expected one of {list(TARGETS)}, got {request.target!r}")
     if request.size not in get_args(Size):

@@ -14,9 +14,7 @@ of R), ``phases`` (rows of R but one before learning), ``R``,
 
 from __future__ import annotations
 
-import json
 import math
-import os
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -24,6 +22,7 @@ from typing import Any
 from nestling import __version__
 from nestling.continual.record import Record
 from nestling.report.machine import commit, hardware
+from nestling.reproduce.lines import append_line, plain, read_lines
 
 BITS, ERRORS, CHRF = "bits per byte", "error rate", "100 - chrF"
 UNITS = (BITS, ERRORS, CHRF)
@@ -120,19 +119,7 @@ def append(row: Mapping[str, Any], file: Path) -> Path:
         ValueError: naming what is missing or of the wrong kind, or a number that is not finite.
     """
     check(row)
-    file.parent.mkdir(parents=True, exist_ok=True)
-    data = (json.dumps(row, allow_nan=False) + "\n").encode()
-    # One write in append mode: two processes with one file never mix their lines.
-    handle = os.open(file, os.O_RDWR | os.O_CREAT | os.O_APPEND, 0o644)
-    try:
-        size = os.fstat(handle).st_size
-        if size and os.pread(handle, 1, size - 1) != b"\n":
-            data = b"\n" + data  # a line that a kill cut off stays alone
-        os.write(handle, data)
-        os.fsync(handle)
-    finally:
-        os.close(handle)
-    return file
+    return append_line(row, file)
 
 
 def read(files: Path | Iterable[Path]) -> list[dict[str, Any]]:
@@ -143,25 +130,7 @@ def read(files: Path | Iterable[Path]) -> list[dict[str, Any]]:
     Raises:
         ValueError: naming file and line of anything else that is not such a row.
     """
-    if isinstance(files, Path):
-        files = sorted(files.glob("*.jsonl")) if files.is_dir() else [files]
-    found = []
-    for file in files:
-        if not file.exists():
-            continue
-        lines = file.read_text(encoding="utf-8").split("\n")
-        for number, line in enumerate(lines, start=1):
-            if not line.strip():
-                continue
-            try:
-                row = json.loads(line)
-                check(row)
-            except ValueError as error:
-                if isinstance(error, json.JSONDecodeError) and _cut_off(line, number, len(lines)):
-                    continue
-                raise ValueError(f"{file}:{number}: {error}") from error
-            found.append(row)
-    return found
+    return read_lines(files, check)
 
 
 def done(
@@ -178,9 +147,9 @@ def done(
     >>> done([], task="t", strategy="s", model="m", seed=0, settings={"lr": 0.1})
     False
     """
-    wanted = [task, strategy, model, seed, _plain(settings)]
+    wanted = [task, strategy, model, seed, plain(settings)]
     keys = ("task", "strategy", "model", "seed")
-    return any([*(row[key] for key in keys), _plain(row["settings"])] == wanted for row in rows)
+    return any([*(row[key] for key in keys), plain(row["settings"])] == wanted for row in rows)
 
 
 def check(row: Any) -> None:
@@ -208,11 +177,3 @@ def check(row: Any) -> None:
     missing = {"stored_bytes", "forward", "backward"} - set(row["cost"])
     if missing:
         raise ValueError(f"row: 'cost' has no {min(missing)!r}")
-
-
-def _cut_off(line: str, number: int, lines: int) -> bool:
-    return number == lines or not line.endswith("}")
-
-
-def _plain(value: Any) -> Any:
-    return json.loads(json.dumps(value))
