@@ -6,6 +6,7 @@ captured as a graph, and what happens at the end of a period is computed at ever
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -63,7 +64,10 @@ class Clock:
         """
         if isinstance(self.t, int):
             return 1 - keep**self.t
-        return [1 - keep**t for t in self._tensors]
+        if keep == 0:
+            return [torch.ones_like(t) for t in self._tensors]
+        # Of few bits on the device, where 1 - 0.999 would be wrong in its fifth digit.
+        return [-torch.expm1(t * math.log(keep)) for t in self._tensors]
 
     @property
     def _tensors(self) -> Sequence[Tensor]:

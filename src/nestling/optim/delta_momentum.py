@@ -15,6 +15,7 @@ from nestling.optim.generalized import HANDLING, OTHERS, GeneralizedMomentum, Ha
 from nestling.optim.gradient_memory import GradientMemory, Orthogonal
 from nestling.optim.gradient_rule import GradientRule, Length
 from nestling.optim.intake import Params
+from nestling.shapes import Tensor
 
 
 def delta_momentum(
@@ -77,7 +78,7 @@ class DeltaMomentum(GeneralizedMomentum):
         self,
         params: Params,
         *,
-        lr: float = 1e-2,
+        lr: float | Tensor = 1e-2,
         beta: float = 0.9,
         delta: float = 1.0,
         normalized: bool = True,

@@ -65,11 +65,13 @@ class GGD(GeneralizedMomentum):
     tensor([[0., 1.]])
     """
 
+    copied = (*GeneralizedMomentum.copied, "implicit", "handles")
+
     def __init__(
         self,
         model: nn.Module,
         *,
-        lr: float = 1e-2,
+        lr: float | Tensor = 1e-2,
         objective: L2 | DotProduct = ERROR,
         implicit: bool = True,
         beta: float = 0.0,
@@ -139,7 +141,7 @@ class DGD(GGD):
         self,
         model: nn.Module,
         *,
-        lr: float = 1e-2,
+        lr: float | Tensor = 1e-2,
         beta: float = 0.0,
         weight_decay: float = 0.0,
         handling: Handling = HANDLING,

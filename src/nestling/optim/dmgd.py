@@ -18,6 +18,7 @@ from nestling.optim.generalized import HANDLING, OTHERS, GeneralizedMomentum, Ha
 from nestling.optim.gradient_memory import GradientMemory, Orthogonal
 from nestling.optim.gradient_rule import GradientRule, Length
 from nestling.optim.intake import Params
+from nestling.shapes import Tensor
 
 MLP = MLPMemory(hidden=32)
 SIMILARITY = DotProduct()
@@ -84,7 +85,7 @@ class DMGD(GeneralizedMomentum):
         params: Params,
         memory: MLPMemory | LinearMemory = MLP,
         *,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         beta: float = 0.9,
         eta: float = 1.0,
         weight_decay: float = 0.1,

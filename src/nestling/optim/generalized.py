@@ -109,6 +109,9 @@ class GeneralizedMomentum(torch.optim.Optimizer):
     tensor([-0.2900, -0.2900])
     """
 
+    copied: tuple[str, ...] = ("rule", "others", "handling", "_roles")
+    """Attributes that a copy has too, beside groups and state."""
+
     def __init__(
         self,
         params: Params,
@@ -195,6 +198,11 @@ class GeneralizedMomentum(torch.optim.Optimizer):
                 now = self.state[parameter][name]
                 if isinstance(value, Tensor) and now.dtype != value.dtype:
                     self.state[parameter][name] = value.detach().clone().to(now.device)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """For copies: torch's names only what every optimizer has."""
+        own = {name: self.__dict__[name] for name in self.copied}
+        return {**super().__getstate__(), **own}
 
     def remembered(self, group: Mapping[str, Any]) -> dict[str, Remembered]:
         """What its state remembers, for a table of levels."""

@@ -144,7 +144,7 @@ class GradientMemory:
             return
         elif clock.on_device:
             for m, begins in zip(M, clock.begin_masks(self.period), strict=True):
-                m.mul_(torch.where(begins, self.keep, 1.0))
+                m.mul_(1 - begins.to(m.dtype) * (1 - self.keep))
         elif clock.begins(self.period) and self.keep != 1:
             torch._foreach_mul_(M, self.keep)
         torch._foreach_add_(M, list(keys), alpha=self.gain)

@@ -18,6 +18,7 @@ from nestling.optim.generalized import HANDLING, OTHERS, GeneralizedMomentum, Ha
 from nestling.optim.gradient_memory import NEWTON_SCHULZ, GradientMemory, Orthogonal, SecondMoment
 from nestling.optim.gradient_rule import GradientRule, Length
 from nestling.optim.intake import Params
+from nestling.shapes import Tensor
 
 
 def m3(
@@ -100,7 +101,7 @@ class M3(GeneralizedMomentum):
         self,
         params: Params,
         *,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float, float] = (0.95, 0.95, 0.9),
         alpha: float = 0.5,
         frequency: int = 20,

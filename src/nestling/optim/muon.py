@@ -11,6 +11,7 @@ from nestling.optim.gradient_memory import (
 )
 from nestling.optim.gradient_rule import GradientRule, Length
 from nestling.optim.intake import Params
+from nestling.shapes import Tensor
 
 
 def muon(
@@ -72,7 +73,7 @@ class AdaMuon(GeneralizedMomentum):
         self,
         params: Params,
         *,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.95, 0.95),
         weight_decay: float = 0.1,
         others: Others = OTHERS,

@@ -87,7 +87,7 @@ class PreconditionedMomentum(GeneralizedMomentum):
         params: Params,
         by: P = "second_moment",
         *,
-        lr: float = 1e-3,
+        lr: float | Tensor = 1e-3,
         betas: tuple[float, float] = (0.9, 0.99),
         eps: float = 1e-8,
         weight_decay: float = 0.0,
