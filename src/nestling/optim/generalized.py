@@ -185,10 +185,7 @@ class GeneralizedMomentum(torch.optim.Optimizer):
             ValueError: if the state is another rule's.
         """
         for own, saved in zip(self.param_groups, state_dict["param_groups"], strict=False):
-            if saved.get("rule", own["rule"]) != own["rule"]:
-                raise ValueError(
-                    f"state_dict: expected a state of {own['rule']!r}, got {saved['rule']!r}"
-                )
+            self._check_state(own, saved, state_dict["state"])
         super().load_state_dict(state_dict)
         # torch casts all state to the parameter's dtype; ours is float32 beside bfloat16
         ids = chain.from_iterable(group["params"] for group in state_dict["param_groups"])
@@ -219,6 +216,21 @@ class GeneralizedMomentum(torch.optim.Optimizer):
             how = f"lr {float(group['lr']):g}, weight decay {group['weight_decay']:g}"
             lines.append(f"  {group['rule']}: {count} parameters, {size:,} numbers, {how}")
         return "\n".join([f"{type(self).__name__} (", *lines, ")"])
+
+    def _check_state(
+        self, own: Mapping[str, Any], saved: Mapping[str, Any], states: Mapping[Any, Any]
+    ) -> None:
+        rule = saved.get("rule")
+        if rule != own["rule"]:
+            other = "that of another optimizer" if rule is None else repr(rule)
+            raise ValueError(f"state_dict: expected a state of {own['rule']!r}, got {other}")
+        for key, parameter in zip(saved["params"], own["params"], strict=False):
+            held = states.get(key, {})
+            for name, shape in self.entries(own, parameter.shape).items():
+                found = tuple(held[name].shape) if name in held else None
+                if "step" in held and found != shape:
+                    got = "none" if found is None else f"shape {found}"
+                    raise ValueError(f"state_dict: {name} of {rule}: expected {shape}, got {got}")
 
     def _check_gradients(self) -> None:
         named = [
