@@ -8,6 +8,7 @@ from typing import Any
 
 from nestling.reproduce.job import Size
 from nestling.reproduce.measured import Measured, Measurement, Row
+from nestling.reproduce.optimizers import landscapes, memory, orthogonal_tasks
 
 PAGE, FILE = "docs/optimizers.md", "optimizers"
 
@@ -21,5 +22,6 @@ def _target(title: str, *modules: Any) -> Measured:
 
 
 TARGETS = {
-    "optimizers": _target("optimizers, all of it"),
+    "optimizers": _target("optimizers, all of it", landscapes, orthogonal_tasks, memory),
+    "fig4": _target("curved valleys: momentum against delta momentum (NL Fig. 4)", landscapes),
 }
