@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nestling.optim.checks import check_betas
 from nestling.optim.gradient_memory import GradientMemory, SecondMoment
 from nestling.optim.gradient_rule import GradientRule
 
@@ -15,12 +16,16 @@ def adam(
 
     The primes: divided by ``1 - b^t``.
 
+    Raises:
+        ValueError: naming what does not fit.
+
     >>> import torch
     >>> from nestling.optim.clock import Clock
     >>> step = adam().update([adam().zeros(torch.zeros(2))], [torch.tensor([2.0, -3.0])], Clock(1))
     >>> step[0].round(decimals=4)
     tensor([ 1., -1.])
     """
+    check_betas(betas, 2)
     b1, b2 = betas
     return GradientRule(
         name=name,

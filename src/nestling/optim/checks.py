@@ -34,5 +34,18 @@ def check_whole(name: str, value: Any, least: int = 1) -> None:
         raise ValueError(f"{name}: expected a whole number >= {least}, got {value!r}")
 
 
+def check_betas(betas: Any, count: int) -> None:
+    """Make sure that there are so many numbers, each in [0, 1).
+
+    >>> check_betas((0.9, 1.0), 2)
+    Traceback (most recent call last):
+    ValueError: betas: expected a number in [0, 1), got 1.0
+    """
+    if len(betas) != count:
+        raise ValueError(f"betas: expected {count} numbers, got {betas}")
+    for beta in betas:
+        check_share("betas", beta, one=False)
+
+
 def _number(value: Any) -> bool:
     return isinstance(value, (int, float)) and not isinstance(value, bool)

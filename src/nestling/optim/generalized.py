@@ -140,8 +140,10 @@ class GeneralizedMomentum(torch.optim.Optimizer):
         for group in groups:
             for parameter in group["params"]:
                 _check_parameter(parameter, self._rule(group))
-            own = self._defaults(group)
-            super().add_param_group({**own, **group, "rule": self._rule(group).name})
+            added = {**self._defaults(group), **group, "rule": self._rule(group).name}
+            for name in ("lr", "weight_decay"):
+                check_at_least(name, float(added.get(name, 0.0)))
+            super().add_param_group(added)
 
     def _defaults(self, group: Mapping[str, Any]) -> dict[str, Any]:
         said = {} if group["by"] == MAIN else {
@@ -318,8 +320,6 @@ def _names(group: Mapping[str, Any]) -> list[str]:
 
 def _check_parameter(parameter: Any, rule: GradientRule) -> None:
     parameter = parameter[1] if isinstance(parameter, tuple) else parameter
-    if not isinstance(parameter, Tensor):
-        raise TypeError(f"params: expected tensors, got {type(parameter).__name__}")
     if not parameter.is_floating_point():
         raise ValueError(f"params: expected real floating-point numbers, got {parameter.dtype}")
     if rule.matrices and parameter.ndim < 2:

@@ -117,6 +117,8 @@ class GradientRule:
             raise ValueError(f"length: expected one of {get_args(Length)}, got {self.length!r}")
         if not self.matrices and self.length != "plain":
             raise ValueError(f"length: {self.length!r} is for matrices; set matrices=True")
+        if self.corrected and any(getattr(memory, "keep", 0.0) == 1 for memory in self.memories):
+            raise ValueError("corrected: expected memories that are averages, got keep=1")
         names = [memory.name for memory in self.memories]
         if len(set(names)) < len(names):
             raise ValueError(f"memories: expected different names, got {names}")

@@ -8,7 +8,7 @@ parameters, groups of them  by shape alone
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from typing import Any
+from typing import Any, get_args
 
 from torch import nn
 from torch.nn import Parameter
@@ -33,14 +33,18 @@ def groups_of(
         known: roles by name, where they are known better than by name and shape.
 
     Raises:
-        ValueError: if there is no parameter, or a group is empty.
+        ValueError: if there is no parameter, a group is empty, or a role is none.
+        TypeError: if something is no parameter.
 
     >>> groups = groups_of(nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4)), split=True)
     >>> [(group["by"], group["param_names"], group["decays"]) for group in groups]
     [('main', ['0.weight'], True), ('others', ['0.bias', '1.weight', '1.bias'], False)]
     """
+    for role in (known or {}).values():
+        if role not in get_args(Role):
+            raise ValueError(f"roles: expected some of {get_args(Role)}, got {role!r}")
     if isinstance(params, nn.Module):
-        known = known or roles(params)
+        known = {**roles(params), **(known or {})}
         params = [(name, p) for name, p in params.named_parameters() if p.requires_grad]
     elif isinstance(params, Tensor):
         raise TypeError("params: expected a model, parameters or groups of them, got one tensor")
@@ -55,6 +59,10 @@ def groups_of(
         members = [members] if isinstance(members, Tensor) else list(members)
         if not members:
             raise ValueError(f"params: group {index} is empty")
+        for member in members:
+            one = member[1] if isinstance(member, tuple) else member
+            if not isinstance(one, Tensor):
+                raise TypeError(f"params: expected parameters, got {type(one).__name__}")
         found += _divided({**group, "params": members}, split, known or {})
     return found
 

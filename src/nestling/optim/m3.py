@@ -13,7 +13,7 @@ from __future__ import annotations
 
 from typing import Literal
 
-from nestling.optim.checks import check_share, check_whole
+from nestling.optim.checks import check_at_least, check_betas, check_whole
 from nestling.optim.generalized import HANDLING, OTHERS, GeneralizedMomentum, Handling, Others
 from nestling.optim.gradient_memory import NEWTON_SCHULZ, GradientMemory, Orthogonal, SecondMoment
 from nestling.optim.gradient_rule import GradientRule, Length
@@ -50,10 +50,8 @@ def m3(
     [('fast', 1, 'DotProduct x Decay(0.95) x NewtonSchulz'),
      ('slow', 8, 'DotProduct x Decay(0.9) x NewtonSchulz')]
     """
-    if len(betas) != 3:
-        raise ValueError(f"betas: expected three numbers, got {betas}")
-    for beta in betas:
-        check_share("betas", beta, one=False)
+    check_betas(betas, 3)
+    check_at_least("alpha", alpha)
     check_whole("frequency", frequency)
     b1, b2, b3 = betas
     fast = GradientMemory(name="fast", keep=1.0 if sums else b1, gain=b1 if sums else 1 - b1,

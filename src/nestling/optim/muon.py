@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from nestling.optim.checks import check_betas, check_share
 from nestling.optim.generalized import HANDLING, OTHERS, GeneralizedMomentum, Handling, Others
 from nestling.optim.gradient_memory import (
     NEWTON_SCHULZ,
@@ -27,7 +28,11 @@ def muon(
 
     Equal to ``torch.optim.Muon``: the common form is held against it. Where Muon is wanted, take
     torch's.
+
+    Raises:
+        ValueError: naming what does not fit.
     """
+    check_share("beta", beta, one=False)
     memory = GradientMemory(keep=beta, gain=1 - beta, nesterov=nesterov, output=output)
     return GradientRule(name="Muon", memories=(memory,), length=length, matrices=True)
 
@@ -40,9 +45,13 @@ def adamuon(
         M <- b1 M + g,   O = NewtonSchulz(sign(M)),   V <- b2 V + (1 - b2) O^2
         W <- W - lr length(O / (sqrt(V) + eps))
 
+    Raises:
+        ValueError: naming what does not fit.
+
     >>> [memory.rule for memory in adamuon().memories]
     ['DotProduct x Decay(0.95) x NewtonSchulz']
     """
+    check_betas(betas, 2)
     b1, b2 = betas
     memory = GradientMemory(keep=b1, gain=1.0, output=output or Orthogonal(signs=True))
     return GradientRule(

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Literal
 
-from nestling.optim.checks import check_share
+from nestling.optim.checks import check_betas
 from nestling.optim.generalized import HANDLING, OTHERS, GeneralizedMomentum, Handling, Others
 from nestling.optim.gradient_memory import NEWTON_SCHULZ, GradientMemory, Orthogonal, SecondMoment
 from nestling.optim.gradient_rule import GradientRule
@@ -40,10 +40,7 @@ def preconditioned_momentum(
     >>> preconditioned_momentum().second_moment.at
     'key'
     """
-    if len(betas) != 2:
-        raise ValueError(f"betas: expected two numbers, got {betas}")
-    for beta in betas:
-        check_share("betas", beta, one=False)
+    check_betas(betas, 2)
     memories = (GradientMemory(keep=betas[0], gain=1.0),)
     if by == "second_moment":
         V = SecondMoment(keep=betas[1], gain=1 - betas[1], at="key", eps=eps)
