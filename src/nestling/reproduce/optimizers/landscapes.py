@@ -33,6 +33,7 @@ from nestling.reproduce.optimizers.toys import (
     families,
     log_grid,
     markdown,
+    said,
     save,
     walk,
 )
@@ -62,7 +63,7 @@ class Grid:
     def key(self) -> dict[str, Any]:
         """As plain values."""
         return {"k": list(self.k), "a": list(self.a), "w": list(self.w), "most steps": self.most,
-                "step sizes": list(self.step_sizes)}  # fmt: skip
+                "step sizes": said(self.step_sizes)}  # fmt: skip
 
 
 SMALL = Grid(k=(1.0, 2.0), a=(0.5,), w=(3.0,), step_sizes=log_grid(1e-2, 0.1, 5), most=250)

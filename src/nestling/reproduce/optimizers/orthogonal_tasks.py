@@ -41,6 +41,7 @@ from nestling.reproduce.optimizers.toys import (
     families,
     log_grid,
     markdown,
+    said,
     save,
     walk,
 )
@@ -69,7 +70,7 @@ class Grid:
     @property
     def key(self) -> dict[str, Any]:
         """As plain values."""
-        return {"steps": list(self.steps), "step sizes": list(self.step_sizes), "size": SIZE,
+        return {"steps": list(self.steps), "step sizes": said(self.step_sizes), "size": SIZE,
                 "batch": BATCH, "seeds": list(SEEDS), "chosen with seed": TUNING}  # fmt: skip
 
 

@@ -80,6 +80,15 @@ def log_grid(low: float, high: float, count: int) -> tuple[float, ...]:
     return tuple(float(f"{low * ratio**i:.3g}") for i in range(count))
 
 
+def said(values: Sequence[float]) -> str:
+    """A grid in a few words, for the key of a row.
+
+    >>> said((0.01, 0.1, 1.0))
+    '3 from 0.01 to 1'
+    """
+    return f"{len(values)} from {min(values):g} to {max(values):g}"
+
+
 def walk(
     rule: GradientRule, start: Tensor, gradient: Callable[[int, Tensor], Tensor],
     lr: Tensor, steps: int,
