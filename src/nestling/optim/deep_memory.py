@@ -124,8 +124,9 @@ def _initial(
     """Where the MLP begins: random but the same for every matrix, and answering with its key."""
     if last:
         return torch.zeros(shape, dtype=dtype, device=device)
-    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0)) / shape[0] ** 0.5
-    return drawn.to(dtype=dtype, device=device)
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.randn(shape, generator=generator, dtype=torch.float32, device="cpu")
+    return (drawn / shape[0] ** 0.5).to(dtype=dtype, device=device)
 
 
 def _tokens(keys: Sequence[Tensor]) -> Tensor:

@@ -110,7 +110,8 @@ class GGD(GeneralizedMomentum):
             if isinstance(module, nn.Linear) and module.weight in mine:
                 # The parameter as it is now: a sharded layer computes with another, gathered one.
                 listener = _Listener(self, module.weight)
-                self.handles.append(module.register_forward_hook(listener))
+                hook = module.register_forward_hook(listener, with_kwargs=True)
+                self.handles.append(hook)
 
     def _gradient(self, parameter: Tensor, group: Mapping[str, Any]) -> Tensor:
         gradient, state = super()._gradient(parameter, group), self.state[parameter]
@@ -155,19 +156,24 @@ class _Listener:
     def __init__(self, optimizer: GGD, parameter: Tensor) -> None:
         self.optimizer, self.parameter = optimizer, parameter
 
-    def __call__(self, module: nn.Linear, inputs: tuple[Tensor, ...], y: Tensor) -> None:
+    def __call__(
+        self, module: nn.Linear, args: tuple[Tensor, ...], kwargs: Mapping[str, Tensor], y: Tensor
+    ) -> None:
         if not (torch.is_grad_enabled() and y.requires_grad and module.weight.requires_grad):
             return
-        x, weight, bias = inputs[0].detach(), module.weight.detach(), module.bias
+        x = (args[0] if args else kwargs["input"]).detach()
         held, version = y.detach(), y._version
 
         def count(error: Tensor) -> None:
-            rows = x.flatten(0, -2).to(self._dtype)
-            # Something behind the layer may have changed its output in place.
-            same = held._version == version
-            answers = held.flatten(0, -2).to(self._dtype) if same else rows @ weight.to(rows).mT
-            if same and bias is not None:
-                answers = answers - bias.detach().to(rows)
+            rows = x.reshape(-1, x.shape[-1]).to(self._dtype)
+            # Something behind the layer may have changed its output in place. The layer is asked
+            # now, when a sharded one has its weights again.
+            if held._version != version:
+                answers = rows @ module.weight.detach().to(rows).mT
+            else:
+                answers = held.reshape(-1, held.shape[-1]).to(self._dtype)
+                if module.bias is not None:
+                    answers = answers - module.bias.detach().to(rows)
             self._add(ANSWERS, answers.mT @ rows)
             self._add(SQUARES, rows.square().sum())
             self._add(COUNT, rows.new_tensor(float(len(rows))))
