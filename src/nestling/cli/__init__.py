@@ -94,6 +94,9 @@ def train(
     batch: Annotated[int | None, Option(help="Sequences per forward pass (8).")] = None,
     length: Annotated[int | None, Option(help="Tokens per sequence (256).")] = None,
     accumulate: Annotated[int | None, Option(help="Forward passes per step (1).")] = None,
+    optimizer: Annotated[
+        str | None, Option(help="adamw (default), m3, muon, adamuon, dmgd, momentum, ...")
+    ] = None,
     lr: Annotated[float | None, Option(help="Peak learning rate (0.003).")] = None,
     warmup: Annotated[
         int | None, Option(help="Steps of linear warm-up (a tenth, at most 100).")

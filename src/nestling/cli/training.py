@@ -24,6 +24,8 @@ from nestling.data import (
     tokenizer_from_json,
 )
 from nestling.models import LanguageModel, ModelConfig
+from nestling.optim import roles
+from nestling.optim.roles import told
 from nestling.storage.checkpoint import read_model
 from nestling.train import Checkpoint, CheckpointError, Output, TrainConfig, latest, train
 
@@ -67,6 +69,9 @@ def run_training(given: Mapping[str, Any]) -> None:
     model = LanguageModel(plan.model).to(device)
     count = sum(parameter.numel() for parameter in model.parameters())
     say(console, f"model: {plan.model.preset}, {count:,} parameters, on {device}")
+    if config.optimizer != TrainConfig.optimizer:
+        what = told(roles(model), dict(model.named_parameters()))
+        say(console, f"optimizer: {config.optimizer}; what it is given: {what}")
     result = train(
         config,
         model,

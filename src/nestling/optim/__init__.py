@@ -17,6 +17,7 @@ from nestling.optim.levelwise import LevelwiseOptimizer, Move, Moved, NonFiniteE
 from nestling.optim.m3 import M3, m3
 from nestling.optim.memories import memories
 from nestling.optim.muon import AdaMuon, adamuon, muon
+from nestling.optim.named import OPTIMIZERS, optimizer_named
 from nestling.optim.preconditioned import PreconditionedMomentum, preconditioned_momentum
 from nestling.optim.roles import roles
 
@@ -25,6 +26,7 @@ __all__ = [
     "DMGD",
     "GGD",
     "M3",
+    "OPTIMIZERS",
     "AdaMuon",
     "DeltaMomentum",
     "GeneralizedMomentum",
@@ -48,6 +50,7 @@ __all__ = [
     "m3",
     "memories",
     "muon",
+    "optimizer_named",
     "preconditioned_momentum",
     "roles",
 ]

@@ -221,8 +221,13 @@ class LevelwiseOptimizer:
         return {"tokens": self.tokens, "levels": levels}
 
     @torch.no_grad()
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+    def load_state_dict(self, state: Mapping[str, Any], *, memories_only: bool = False) -> None:
         """Go on where :meth:`state_dict` was taken.
+
+        Args:
+            state: what it gave.
+            memories_only: take what the optimizers remember, and neither clocks, nor unfinished
+                gradients, nor learning rates: a new phase begins, with the memory of the last.
 
         Raises:
             ValueError: naming what differs, if the state belongs to other levels or parameters.
@@ -234,13 +239,19 @@ class LevelwiseOptimizer:
         for held, entry in zip(self._held, saved, strict=True):
             _check_entry(held, entry)
         for held, entry in zip(self._held, saved, strict=True):
+            if memories_only:
+                if held.optimizer is not None:
+                    own = {"groups": held.optimizer.param_groups, "state": entry["state"]}
+                    _load(held.optimizer, held.parameters, own)
+                continue
             held.steps = int(entry["steps"])
             for name, parameter in held.parameters.items():
                 gradient = entry["gradients"].get(name)
                 parameter.grad = None if gradient is None else gradient.clone().to(parameter.device)
             if held.optimizer is not None:
                 _load(held.optimizer, held.parameters, entry)
-        self.tokens = int(state["tokens"])
+        if not memories_only:
+            self.tokens = int(state["tokens"])
 
     def _check_finite(self, norms: Mapping[Level, float]) -> None:
         for held in self._held:

@@ -8,6 +8,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from nestling.optim import OPTIMIZERS
+
 CADENCE = frozenset({"log_every", "eval_every", "save_every", "keep"})
 """Fields that decide what is reported and kept, and never enter a number that is learned."""
 
@@ -24,7 +26,8 @@ class TrainConfig:
         lr: learning rate at its peak.
         warmup: steps of linear warm-up; ``None``: a tenth of the run, at most 100.
         floor: learning rate at the end, as a fraction of the peak.
-        betas: AdamW's decay of its two moments.
+        optimizer: what moves the weights, one of :data:`nestling.optim.OPTIMIZERS`.
+        betas: AdamW's decay of its two moments; also where AdamW moves only what is no matrix.
         weight_decay: of matrices; norms, biases and embeddings have none.
         clip: largest gradient norm; ``None``: no limit.
         precision: ``"bfloat16"`` runs the forward pass under autocast; weights stay float32.
@@ -52,6 +55,7 @@ class TrainConfig:
     lr: float = 3e-3
     warmup: int | None = None
     floor: float = 0.1
+    optimizer: str = "adamw"
     betas: tuple[float, float] = (0.9, 0.95)
     weight_decay: float = 0.1
     clip: float | None = 1.0
@@ -84,6 +88,10 @@ class TrainConfig:
             raise ValueError(f"betas: expected two numbers in [0, 1), got {self.betas}")
         if self.clip is not None and not self.clip > 0:
             raise ValueError(f"clip: expected a positive number or None, got {self.clip}")
+        if self.optimizer not in OPTIMIZERS:
+            raise ValueError(
+                f"optimizer: expected one of {list(OPTIMIZERS)}, got {self.optimizer!r}"
+            )
         if self.precision not in ("float32", "bfloat16"):
             raise ValueError(f"precision: expected 'float32' or 'bfloat16', got {self.precision!r}")
 

@@ -79,6 +79,7 @@ def train(
     held_out: Tensor | None = None,
     output: Output | None = None,
     on_step: Callable[[Step], None] | None = None,
+    memory_of: Run | None = None,
 ) -> Result:
     """Train ``model`` on ``stream``.
 
@@ -90,6 +91,9 @@ def train(
         held_out: ids to measure on.
         output: where to write; nothing is written by default.
         on_step: called after every step.
+        memory_of: a run before this one, on other text, whose optimizer's memory is kept. Moments
+            are memories of gradients: dropped at the end of a phase, what they know is lost
+            (NL 4.5). ``None``: begin with empty ones.
 
     Raises:
         NonFiniteError: at a NaN, saying at which step, where, and what is kept.
@@ -114,6 +118,8 @@ def train(
             sweep(output.directory)
         loop = _Loop(run, tokenizer, held_out, output, on_step)
         loop.start()
+        if memory_of is not None and run.steps == 0:  # a resumed run has its own
+            run.optimizer.load_state_dict(memory_of.optimizer.state_dict(), memories_only=True)
         with stop_signals(active=output.directory is not None) as received:
             loop.go(stack, received)
     return loop.result

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -22,7 +23,7 @@ from nestling.models import LanguageModel
 from nestling.models.by_level import by_level
 from nestling.models.carry import attached, learned, moved_along
 from nestling.models.observe import observing
-from nestling.optim import LevelwiseOptimizer, NonFiniteError, adamw
+from nestling.optim import LevelwiseOptimizer, NonFiniteError, optimizer_named, roles
 from nestling.optim.levelwise import Make
 from nestling.shapes import Tensor
 from nestling.storage.checkpoint import Checkpoint, CheckpointError
@@ -83,7 +84,7 @@ class Run:
         stream: batches of text.
         config: how.
         bytes_per_token: of the text, for bits per byte.
-        make: builds the optimizer of one level; AdamW of ``config`` by default.
+        make: builds the optimizer of one level; that of ``config`` by default.
 
     Raises:
         ValueError: if the stream's batches are not those of ``config``, or its order does not go
@@ -105,10 +106,13 @@ class Run:
         self.optimizer = LevelwiseOptimizer(
             by_level(model),
             make
-            or (
-                lambda named: adamw(
-                    named, lr=config.lr, betas=config.betas, weight_decay=config.weight_decay
-                )
+            or partial(
+                optimizer_named,
+                config.optimizer,
+                lr=config.lr,
+                betas=config.betas,
+                weight_decay=config.weight_decay,
+                roles=roles(model),
             ),
             clip=config.clip,
         )
