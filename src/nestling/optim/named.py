@@ -26,8 +26,8 @@ RULES: Mapping[str, Callable[[], GradientRule]] = {
     "delta_momentum": delta_momentum,
 }
 OPTIMIZERS = ("adamw", *RULES, "momentum")
-"""``adamw`` and ``momentum`` are torch's. The last two take learning rates of SGD's size, the others
-of AdamW's."""
+"""``adamw`` and ``momentum`` are torch's. The last two take learning rates of SGD's size, the
+others of AdamW's."""
 
 
 def optimizer_named(

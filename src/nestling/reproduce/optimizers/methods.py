@@ -18,6 +18,7 @@ from nestling.optim import (
     AdaMuon,
     DeltaMomentum,
     GeneralizedMomentum,
+    Orthogonal,
     adamw,
     m3,
     roles,
@@ -30,6 +31,8 @@ ADAMS = (2.5e-4, 5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
 PLAIN = (0.003, 0.01, 0.03, 0.1, 0.3, 1.0, 3.0)
 """Step sizes of methods whose steps have the length of the gradient."""
 
+TUNING = 100
+"""The seed that step sizes are chosen with."""
 Make = Callable[[nn.Module, float], list[torch.optim.Optimizer]]
 
 
@@ -40,12 +43,32 @@ class Method:
     Attributes:
         make: for a model and a step size; several if one optimizer does not take all parameters.
         grid: step sizes, in order.
-        start: the places on the grid that are tried first; then it goes on toward the best.
     """
 
     make: Make
     grid: Sequence[float] = ADAMS
-    start: tuple[int, int, int] = (2, 3, 4)
+
+
+def next_steps(grid: Sequence[float], done: Mapping[float, float]) -> list[float]:
+    """Step sizes to try: three in the middle, then on beyond an end as long as that is the best.
+
+    >>> grid = (1.0, 2.0, 4.0, 8.0)
+    >>> next_steps(grid, {}), next_steps(grid, {1.0: 5.0, 2.0: 4.0, 4.0: 3.0})
+    ([1.0, 2.0, 4.0], [8.0])
+    >>> next_steps(grid, {1.0: 5.0, 2.0: 4.0, 4.0: 3.0, 8.0: 6.0})
+    []
+    """
+    middle = (len(grid) - 1) // 2
+    first = [lr for lr in grid[middle - 1 : middle + 2] if lr not in done]
+    if first:
+        return first
+    places = sorted(grid.index(lr) for lr in done)
+    best = grid.index(min(done, key=lambda lr: done[lr]))
+    if best == places[0] and best > 0:
+        return [grid[best - 1]]
+    if best == places[-1] and best + 1 < len(grid):
+        return [grid[best + 1]]
+    return []
 
 
 def of_role(model: nn.Module, *wanted: str) -> dict[str, Parameter]:
@@ -104,3 +127,18 @@ METHODS: Mapping[str, Method] = {
     "DGD": Method(one(DGD), PLAIN),
 }
 """Those of NL Fig. 11, and the others of NL section 4."""
+
+ABLATIONS: Mapping[str, Method] = {
+    "M3": METHODS["M3"],
+    "without the slow momentum": Method(by_rule(alpha=0.0)),
+    "alpha 1": Method(by_rule(alpha=1.0)),
+    "slow every 5": Method(by_rule(frequency=5)),
+    "slow every 50": Method(by_rule(frequency=50)),
+    "without second moment": Method(by_rule(second_moment=None)),
+    "second moment of the update": Method(by_rule(second_moment="update")),
+    "neither slow nor second moment": Method(by_rule(alpha=0.0, second_moment=None)),
+    "without Newton-Schulz": Method(by_rule(output=None)),
+    "Newton-Schulz of 3 steps": Method(by_rule(output=Orthogonal(steps=3))),
+    "sums, as printed": Method(by_rule(sums=True)),
+}
+"""M3 with one thing changed: which of its parts does what."""

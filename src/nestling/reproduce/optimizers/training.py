@@ -29,12 +29,12 @@ from nestling.models import build
 from nestling.reproduce.image_data import digits
 from nestling.reproduce.job import Size
 from nestling.reproduce.measured import Measurement, Row, Say
-from nestling.reproduce.optimizers.methods import METHODS, Method
+from nestling.reproduce.optimizers.methods import ABLATIONS, METHODS, TUNING, Method, next_steps
 from nestling.reproduce.optimizers.vision import VisionTransformer
 from nestling.shapes import Tensor
 from nestling.train.schedule import warmup_cosine
 
-CLIP, FLOOR, TUNING, SEEDS = 1.0, 0.1, 100, (0, 1, 2)
+CLIP, FLOOR, SEEDS = 1.0, 0.1, (0, 1, 2)
 POINTS, FEW = 10, 1000
 """Measurements along a run, each on a few of the held-out examples; at the end on all of them."""
 
@@ -194,39 +194,20 @@ def tuned(rows: Sequence[Row], problem: str, optimizer: str) -> dict[float, floa
     }
 
 
-def next_steps(method: Method, done: Mapping[float, float]) -> list[float]:
-    """Step sizes to try: those it starts with, then on beyond an end that is the best.
-
-    >>> method = Method(lambda model, lr: [], grid=(1.0, 2.0, 4.0, 8.0), start=(0, 1, 2))
-    >>> next_steps(method, {}), next_steps(method, {1.0: 5.0, 2.0: 4.0, 4.0: 3.0})
-    ([1.0, 2.0, 4.0], [8.0])
-    >>> next_steps(method, {1.0: 5.0, 2.0: 4.0, 4.0: 3.0, 8.0: 6.0})
-    []
-    """
-    first = [method.grid[i] for i in method.start if method.grid[i] not in done]
-    if first:
-        return first
-    places = sorted(method.grid.index(lr) for lr in done)
-    best = method.grid.index(min(done, key=lambda lr: done[lr]))
-    if best == places[0] and best > 0:
-        return [method.grid[best - 1]]
-    if best == places[-1] and best + 1 < len(method.grid):
-        return [method.grid[best + 1]]
-    return []
-
-
 def planned(
-    data: Path, size: Size, rows: Sequence[Row], methods: Mapping[str, Method], task: str
-) -> list[Measurement]:
+    data: Path, size: Size, rows: Sequence[Row], methods: Mapping[str, Method], task: str,
+    *, problems: Sequence[str] = tuple(PROBLEMS),
+) -> list[Measurement]:  # fmt: skip
     """What there is to measure: first the step sizes, then seeds with the best of them."""
     found: list[Measurement] = []
-    for name, whole in PROBLEMS.items():
+    for name in problems:
+        whole = PROBLEMS[name]
         problem = dataclasses.replace(whole, batch=8, steps=POINTS) if size == "smoke" else whole
         for optimizer, method in methods.items():
-            if optimizer not in (whole.methods or methods):
+            if whole.methods and optimizer not in whole.methods:
                 continue
             done, make = tuned(rows, name, optimizer), partial(_measurement, problem, method, data)
-            missing = next_steps(method, done)
+            missing = next_steps(method.grid, done)
             key = {"optimizer": optimizer}
             if missing:
                 found += [make(f"tune-{name}", {**key, "lr": lr, "seed": TUNING}) for lr in missing]
@@ -251,3 +232,9 @@ def _measurement(
 def measurements(data: Path, size: Size, rows: Sequence[Row]) -> list[Measurement]:
     """NL Fig. 11."""
     return planned(data, size, rows, METHODS, "learn")
+
+
+def ablations(data: Path, size: Size, rows: Sequence[Row]) -> list[Measurement]:
+    """M3 with one part changed at a time, on the vision transformer."""
+    others = {name: method for name, method in ABLATIONS.items() if name != "M3"}
+    return planned(data, size, rows, others, "ablate", problems=("vit",))
