@@ -80,8 +80,9 @@ class DeepGradientMemory:
         for name, surprise in self.memory.surprises(weights, u, values, rule).items():
             step = self.eta * (1.0 if name == self.memory.names[-1] else self.hidden_step)
             moved = surprise.key.mT @ surprise.error * (-step / u.shape[-2])
-            for state, one in zip(states, moved, strict=True):
-                state[f"deep_{name}"].mul_(self.keep).add_(one)
+            held = [state[f"deep_{name}"] for state in states]
+            for old, one in zip(held, parts(list(moved), held), strict=True):
+                old.mul_(self.keep).add_(one)
 
     def read(self, states: States, keys: Sequence[Tensor], clock: Clock) -> list[Tensor]:
         """``m(u)`` as matrices of the gradients' shapes."""
@@ -111,7 +112,7 @@ class DeepGradientMemory:
     def _weights(self, states: States, u: Tensor) -> dict[str, Tensor]:
         made = self.memory.shapes(u.shape[-1], u.shape[-1])
         return {
-            name: torch.stack([state[f"deep_{name}"] for state in states])
+            name: torch.stack([whole(state[f"deep_{name}"]) for state in states])
             + _initial(io, last=name == self.memory.names[-1], dtype=u.dtype, device=u.device)
             for name, io in made.items()
         }

@@ -165,7 +165,9 @@ class GradientMemory:
             for old, new, ends in zip(held, made, clock.end_masks(self.period), strict=True):
                 old.copy_(torch.where(ends, new, old))
         elif clock.ends(self.period):
-            torch._foreach_copy_(held, M if self.output is None else self.output(M))
+            # one by one: DTensors have no copy of lists
+            for old, new in zip(held, M if self.output is None else self.output(M), strict=True):
+                old.copy_(new)
         return held
 
     def _erase(self, M: Sequence[Tensor], keys: Sequence[Tensor]) -> None:
