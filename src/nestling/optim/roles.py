@@ -34,8 +34,8 @@ _INSIDE: tuple[tuple[Role, str], ...] = (
 _WORDS: tuple[tuple[Role, tuple[str, ...]], ...] = (
     ("norm", ("bn", "ln", "scale")),
     ("embedding", ("wte", "wpe")),
-    ("head", ("head", "classifier", "score", "unembed")),
 )
+_HEADS = ("head", "classifier", "score", "unembed")
 
 
 def role_of(name: str, parameter: Tensor, module: nn.Module | None = None) -> Role:
@@ -61,6 +61,8 @@ def role_of(name: str, parameter: Tensor, module: nn.Module | None = None) -> Ro
     if "norm" in kind:
         return "norm"
     parts = name.lower().split(".")
+    if any(_is_head(part) for part in parts):
+        return "head"
     for role, mark in _INSIDE:
         if any(mark in part for part in parts):
             return role
@@ -69,6 +71,12 @@ def role_of(name: str, parameter: Tensor, module: nn.Module | None = None) -> Ro
         if words.intersection(marks):
             return role
     return "stacked" if parameter.ndim > 2 else "matrix"
+
+
+def _is_head(part: str) -> bool:
+    """``head``, ``lm_head``, ``head1``, but neither ``multi_head`` nor ``head_mixer``."""
+    *before, last = part.rstrip("_0123456789").split("_")
+    return last in _HEADS and before[-1:] not in (["multi"], ["per"])
 
 
 def roles(model: nn.Module) -> dict[str, Role]:
