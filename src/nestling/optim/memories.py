@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections import Counter, defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
@@ -90,15 +90,17 @@ def memories(
         for key, size in entries.items():
             said = declared.get(key) or _told(key, group, type(optimizer).__name__)
             found[key, said].append((parameter, size))
-    keys = [key for key, _ in found]
+    names = _names(list(found), name)
     result = []
     for (key, said), held in found.items():
-        own = path(name, key)
-        if keys.count(key) > 1:
-            own = f"{own} ({said.rule})"
-        before = [path(name, need) for need in said.after if keys.count(need) == 1]
+        serves = {id(parameter) for parameter, _ in held}
+        before = [
+            names[other]
+            for other, others in found.items()
+            if other[0] in said.after and any(id(parameter) in serves for parameter, _ in others)
+        ]
         component = Component(
-            name=own,
+            name=names[key, said],
             level=Level(((level or Level(1)).period or 1) * said.period),
             memory=said.memory,
             rule=said.rule,
@@ -110,6 +112,17 @@ def memories(
         )
         result.append(Memory(component, tuple(parameter for parameter, _ in held)))
     return result
+
+
+def _names(found: Sequence[tuple[str, Remembered]], name: str) -> dict[Any, str]:
+    """Each by its key; those of one key with their rule, and with what they compress."""
+    keys, rules = Counter(key for key, _ in found), Counter((key, said.rule) for key, said in found)
+    names = {}
+    for key, said in found:
+        own = [said.rule] if keys[key] > 1 else []
+        own += [said.context_flow] if rules[key, said.rule] > 1 else []
+        names[key, said] = path(name, key) + (f" ({', '.join(own)})" if own else "")
+    return names
 
 
 def _declared(
