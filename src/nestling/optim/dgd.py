@@ -9,6 +9,11 @@ NL Eq. 56), in closed form by Sherman and Morrison (NL Eq. 57, appendix C), with
 
     W <- W (I - eta' x x^T) - eta' dL/dy x^T,                   eta' = eta / (1 + eta s)
 
+With ``erase`` the problem is ``-<W' x, u> + erase/2 |W' x|^2``, between the two: 0 is the dot
+product, 1 is ``1/2 |W' x - u|^2`` but for a constant. In all layers of a network ``W x`` is larger
+than ``dL/dy`` by orders of magnitude, and at 1 what is erased outweighs what is learned
+(docs/optimizers.md).
+
 For a batch, the means of ``x x^T``, ``dL/dy x^T`` and ``|x|^2``. The first needs no matrix of
 inputs: ``W x x^T = y x^T``, of the shape of the gradient.
 """
@@ -23,7 +28,7 @@ from torch import nn
 from torch.utils.hooks import RemovableHandle
 
 from nestling.memory import L2, DotProduct
-from nestling.optim.checks import check_share
+from nestling.optim.checks import check_at_least, check_share
 from nestling.optim.generalized import HANDLING, GeneralizedMomentum, Handling
 from nestling.optim.gradient_memory import GradientMemory
 from nestling.optim.gradient_rule import GradientRule
@@ -46,6 +51,7 @@ class GGD(GeneralizedMomentum):
         model: whose parameters are moved; after it was sharded, if it is.
         lr: eta.
         objective: ``L2()`` or ``DotProduct()``, the inner objective of the layers.
+        erase: how much of what a layer answers is erased, at least 0; 1 as printed.
         implicit: solve the problem; ``False``: one step along the gradient of ``L~``, which is
             ``eta`` instead of ``eta'``.
         beta: of a momentum of what is written, in [0, 1); 0: none.
@@ -65,7 +71,7 @@ class GGD(GeneralizedMomentum):
     tensor([[0., 1.]])
     """
 
-    copied = (*GeneralizedMomentum.copied, "implicit", "handles")
+    copied = (*GeneralizedMomentum.copied, "implicit", "erase", "handles")
 
     def __init__(
         self,
@@ -73,6 +79,7 @@ class GGD(GeneralizedMomentum):
         *,
         lr: float | Tensor = 1e-2,
         objective: L2 | DotProduct = ERROR,
+        erase: float = 1.0,
         implicit: bool = True,
         beta: float = 0.0,
         weight_decay: float = 0.0,
@@ -83,7 +90,8 @@ class GGD(GeneralizedMomentum):
         if not isinstance(objective, L2 | DotProduct):
             raise ValueError(f"objective: expected L2() or DotProduct(), got {objective!r}")
         check_share("beta", beta, one=False)
-        self.implicit = implicit
+        check_at_least("erase", erase)
+        self.implicit, self.erase = implicit, erase
         self.handles: list[RemovableHandle] = []
         name = "GD" if isinstance(objective, DotProduct) else "DGD"
         rule = GradientRule(name=name, memories=(GradientMemory(keep=beta, gain=1.0),))
@@ -120,8 +128,12 @@ class GGD(GeneralizedMomentum):
         answers, squares, count = (state.pop(name) for name in (ANSWERS, SQUARES, COUNT))
         answers, squares, count = (summed(x, parameter) for x in (answers, squares, count))
         [held] = parts([answers / count], [gradient])
-        gradient = gradient + held.to(gradient.dtype)
-        return gradient / (1 + group["lr"] * (squares / count)) if self.implicit else gradient
+        gradient = torch.add(gradient, held.to(gradient.dtype), alpha=self.erase)
+        return (
+            gradient / (1 + group["lr"] * self.erase * (squares / count))
+            if self.implicit
+            else gradient
+        )
 
 
 class DGD(GGD):
@@ -130,6 +142,7 @@ class DGD(GGD):
     Args:
         model: whose parameters are moved; after it was sharded, if it is.
         lr: eta.
+        erase: how much of what a layer answers is erased; 1 as printed.
         beta: of a momentum of what is written, in [0, 1); 0: none.
         weight_decay: of matrices.
         handling: of numbers.
@@ -143,11 +156,14 @@ class DGD(GGD):
         model: nn.Module,
         *,
         lr: float | Tensor = 1e-2,
+        erase: float = 1.0,
         beta: float = 0.0,
         weight_decay: float = 0.0,
         handling: Handling = HANDLING,
     ) -> None:
-        super().__init__(model, lr=lr, beta=beta, weight_decay=weight_decay, handling=handling)
+        super().__init__(
+            model, lr=lr, erase=erase, beta=beta, weight_decay=weight_decay, handling=handling
+        )
 
 
 class _Listener:

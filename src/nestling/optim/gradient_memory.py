@@ -19,7 +19,7 @@ import torch
 from nestling.memory import newton_schulz
 from nestling.optim.checks import check_at_least, check_share, check_whole
 from nestling.optim.clock import Clock
-from nestling.optim.sharded import parts, whole
+from nestling.optim.sharded import parts, replicated, whole
 from nestling.shapes import Tensor
 
 States = Sequence[dict[str, Tensor]]
@@ -209,6 +209,9 @@ class SecondMoment:
         of: the squares of the ``"gradient"``, or of the ``"update"`` that is divided (AdaMuon).
         at: divide the ``"update"``, or the ``"key"``, before it is written (NL Eq. 46-47).
         eps: added to the root.
+        damping: this share of the root of the mean of V, over a matrix, is added too. An orthogonal
+            step is as large where gradients are almost zero as elsewhere: divided by their root
+            alone, such places take nearly all of it (reading R11).
 
     Raises:
         ValueError: naming what does not fit.
@@ -219,6 +222,7 @@ class SecondMoment:
     of: Literal["gradient", "update"] = "gradient"
     at: Literal["update", "key"] = "update"
     eps: float = 1e-8
+    damping: float = 0.0
 
     name = "second_moment"
 
@@ -226,6 +230,7 @@ class SecondMoment:
         check_share("keep", self.keep)
         check_at_least("gain", self.gain)
         check_at_least("eps", self.eps)
+        check_at_least("damping", self.damping)
         if self.of not in ("gradient", "update"):
             raise ValueError(f"of: expected 'gradient' or 'update', got {self.of!r}")
         if self.at not in ("update", "key"):
@@ -249,7 +254,15 @@ class SecondMoment:
             else:
                 torch._foreach_div_(roots, mass**0.5)
         torch._foreach_add_(roots, self.eps)
+        if self.damping:
+            roots = [torch.add(root, _typical(root), alpha=self.damping) for root in roots]
         return list(torch._foreach_div(list(what), roots))
+
+
+def _typical(root: Tensor) -> Tensor:
+    """Root of the mean square of a vector, or of each matrix of a batch."""
+    axes = (-2, -1) if root.ndim > 1 else None
+    return replicated(root.square().mean(dim=axes, keepdim=True)).sqrt()
 
 
 def _matrix(tensor: Tensor) -> Tensor:

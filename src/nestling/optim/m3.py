@@ -28,6 +28,7 @@ def m3(
     frequency: int = 20,
     output: Orthogonal | None = NEWTON_SCHULZ,
     second_moment: Literal["gradient", "update"] | None = "gradient",
+    damping: float = 0.0,
     sums: bool = False,
     length: Length = "rms",
 ) -> GradientRule:
@@ -40,6 +41,7 @@ def m3(
         frequency: steps between two writes of the slow momentum; in between it is held.
         output: ``None`` leaves both momenta as they are.
         second_moment: of what; AdaMuon takes that of the ``"update"``.
+        damping: of the second moment, see :class:`SecondMoment`; 0 is as printed.
         sums: nothing fades and betas are the weights of what is written, as printed.
         length: of a step.
 
@@ -62,7 +64,9 @@ def m3(
     )  # fmt: skip
     V = None
     if second_moment is not None:
-        V = SecondMoment(keep=1.0 if sums else b2, gain=b2 if sums else 1 - b2, of=second_moment)
+        V = SecondMoment(
+            keep=1.0 if sums else b2, gain=b2 if sums else 1 - b2, of=second_moment, damping=damping
+        )
     return GradientRule(
         name="M3", memories=(fast, slow), second_moment=V, length=length, matrices=True
     )
