@@ -24,6 +24,7 @@ from nestling.optim import adam
 from nestling.reproduce.job import Size
 from nestling.reproduce.measured import Measurement, Place, Row, Say
 from nestling.reproduce.optimizers.landscape_pictures import draw_paths, draw_ratios
+from nestling.reproduce.optimizers.tables import markdown
 from nestling.reproduce.optimizers.toys import (
     CHOSEN_MOMENTUM,
     DELTA,
@@ -32,7 +33,6 @@ from nestling.reproduce.optimizers.toys import (
     Family,
     families,
     log_grid,
-    markdown,
     said,
     save,
     walk,

@@ -33,6 +33,7 @@ from nestling.optim import DGD, GradientRule, Handling, adam, m3, muon
 from nestling.report.figures import COLOURS, FAINT, MARKERS, SETTINGS
 from nestling.reproduce.job import Size
 from nestling.reproduce.measured import Measurement, Place, Row, Say
+from nestling.reproduce.optimizers.tables import markdown, spread
 from nestling.reproduce.optimizers.toys import (
     CHOSEN_MOMENTUM,
     DELTA,
@@ -40,7 +41,6 @@ from nestling.reproduce.optimizers.toys import (
     Family,
     families,
     log_grid,
-    markdown,
     said,
     save,
     walk,
@@ -295,13 +295,12 @@ def _middle(steps: Sequence[str]) -> str:
 
 
 def _spread(values: Sequence[float] | None) -> str:
-    """Mean, and half of the distance between the smallest and the largest."""
     if values is None:
         return "diverges"
-    mean, half = statistics.fmean(values), (max(values) - min(values)) / 2
+    mean = statistics.fmean(values)
     if abs(mean) < 5e-4:
         return "< 0.001"
-    return f"{mean:.3f} ± {half:.3f}" if mean < 1000 else "> 1000"
+    return spread(values) if mean < 1000 else "> 1000"
 
 
 SHOWN = ("gradient descent", MOMENTUM, CHOSEN_MOMENTUM, DELTA, "Adam", "DGD", "Muon", "M3")

@@ -114,12 +114,6 @@ def walk(
         yield W
 
 
-def markdown(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
-
-
 def save(figure: Figure, file: Path) -> Path:
     """Write a picture; its folder is made if there is none."""
     file.parent.mkdir(parents=True, exist_ok=True)
