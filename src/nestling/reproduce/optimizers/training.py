@@ -114,10 +114,10 @@ PROBLEMS = {
         "Hope on books",
         partial(_Scores, "hope", **SHAPE, periods=(1,)),
         _books,
-        16,
-        150,
+        8,
+        120,
         "bits",
-        ("AdamW", "Muon", "AdaMuon", "M3", "momentum", "delta momentum"),
+        ("AdamW", "Muon", "AdaMuon", "M3", "delta momentum"),
     ),
 }
 
