@@ -65,6 +65,10 @@ MUONS = {
     ),
     "m3, one time scale": (
         m3(alpha=0.0, second_moment=None, output=BF16, length="spectral", frequency=4),
+        True, "match_rms_adamw",
+    ),
+    "m3, one time scale, no nesterov": (
+        m3(alpha=0.0, second_moment=None, output=BF16, length="spectral", nesterov=False),
         False, "match_rms_adamw",
     ),
 }  # fmt: skip
@@ -87,7 +91,9 @@ def orthogonal(M: Tensor) -> Tensor:
     return newton_schulz(M)
 
 
-def m3_step(g: Tensor, state: dict, t: int, *, sums: bool, of: str | None, f: int) -> Tensor:
+def m3_step(
+    g: Tensor, state: dict, t: int, *, sums: bool, of: str | None, f: int, printed: bool
+) -> Tensor:
     """One step of M3, from its definition; the paper's names."""
     b1, b2, b3, alpha = 0.8, 0.7, 0.6, 0.3
     zero = torch.zeros_like(g)
@@ -98,11 +104,15 @@ def m3_step(g: Tensor, state: dict, t: int, *, sums: bool, of: str | None, f: in
         recent = torch.stack(state.pop("recent"))
         M2 = M2 + b3 * recent.sum(0) if sums else b3 * M2 + (1 - b3) * recent.mean(0)
         state["O2"] = orthogonal(M2)
-    update = orthogonal(M1) + alpha * state.get("O2", zero)
+    newest = M1 if printed else (M1 + b1 * g if sums else b1 * M1 + (1 - b1) * g)
+    update = orthogonal(newest) + alpha * state.get("O2", zero)
     x = g if of == "gradient" else update
     if of is not None:
         V = V + b2 * x.square() if sums else b2 * V + (1 - b2) * x.square()
-        update = update / (V.sqrt() + 1e-8)
+        root = V.sqrt() + 1e-8
+        if of == "gradient" and not printed:
+            root = root + root.square().mean().sqrt()
+        update = update / root
     state.update(M1=M1, M2=M2, V=V)
     return 0.2 * update / update.square().mean().sqrt()
 
@@ -110,9 +120,11 @@ def m3_step(g: Tensor, state: dict, t: int, *, sums: bool, of: str | None, f: in
 @pytest.mark.parametrize("of", ["gradient", "update", None])
 @pytest.mark.parametrize("sums", [False, True])
 @pytest.mark.parametrize("f", [1, 4])
-def test_m3_is_its_definition(sums, of, f):
+@pytest.mark.parametrize("printed", [False, True])
+def test_m3_is_its_definition(sums, of, f, printed):
     """NL Eq. 75 over several periods, in double precision, as averages and as printed."""
-    rule = m3(betas=(0.8, 0.7, 0.6), alpha=0.3, frequency=f, sums=sums, second_moment=of)
+    words = {"nesterov": False, "damping": 0.0} if printed else {}
+    rule = m3(betas=(0.8, 0.7, 0.6), alpha=0.3, frequency=f, sums=sums, second_moment=of, **words)
     ours, other = pair(torch.float64)
     optimizer = GeneralizedMomentum(ours, rule, lr=0.1, weight_decay=0.2)
     states = [{} for _ in other]
@@ -121,7 +133,7 @@ def test_m3_is_its_definition(sums, of, f):
             grads(held, t)
         optimizer.step()
         for W, state in zip(other, states, strict=True):
-            step = m3_step(W.grad, state, t, sums=sums, of=of, f=f)
+            step = m3_step(W.grad, state, t, sums=sums, of=of, f=f, printed=printed)
             W.data = (1 - 0.1 * 0.2) * W.data - 0.1 * step
     for a, b in zip(ours, other, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-11)

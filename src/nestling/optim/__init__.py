@@ -14,7 +14,7 @@ from nestling.optim.gradient_memory import GradientMemory, Orthogonal, SecondMom
 from nestling.optim.gradient_rule import GradientRule
 from nestling.optim.groups import adamw, decay_groups
 from nestling.optim.levelwise import LevelwiseOptimizer, Move, Moved, NonFiniteError
-from nestling.optim.m3 import M3, m3
+from nestling.optim.m3 import M3, m3, m3_as_printed
 from nestling.optim.memories import memories
 from nestling.optim.muon import AdaMuon, adamuon, muon
 from nestling.optim.named import OPTIMIZERS, optimizer_named
@@ -48,6 +48,7 @@ __all__ = [
     "delta_momentum",
     "dmgd",
     "m3",
+    "m3_as_printed",
     "memories",
     "muon",
     "optimizer_named",

@@ -3,14 +3,24 @@
     M1 <- b1 M1 + (1 - b1) g                                            at every step
     M2 <- b3 M2 + (1 - b3) mean of g over the last f steps              every f steps, else held
     V  <- b2 V + (1 - b2) g^2
-    W  <- W - lr length((NewtonSchulz(M1) + alpha NewtonSchulz(M2)) / (sqrt(V) + eps))
+    u  = (NewtonSchulz(b1 M1 + (1 - b1) g) + alpha NewtonSchulz(M2)) / (sqrt(V) + rms(sqrt(V)))
+    W  <- W - lr length(u)
 
-The paper prints sums that never decay (``keep=1``); here they are averages (reading R11). Printed,
-a step also has the unit of ``1 / g``; ``length`` takes it away, so that AdamW's learning rate fits.
+Where this is not what the paper prints, the printed form is an option, and both were measured
+(reading R11, docs/optimizers.md):
+
+- averages instead of sums that never decay (``sums=True``);
+- the fast momentum answers as Muon's does, with the newest gradient counted once more
+  (``nesterov=False``);
+- the root is damped by its own size, for NewtonSchulz(M) is large where gradients are almost zero
+  too, and divided by their root alone such weights take nearly all of the step (``damping=0``);
+- a step has no unit, so that AdamW's learning rate fits; printed, its unit is ``1 / g``
+  (``length="plain"``).
 """
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Literal
 
 from nestling.optim.checks import check_at_least, check_betas, check_whole
@@ -24,11 +34,12 @@ from nestling.shapes import Tensor
 def m3(
     *,
     betas: tuple[float, float, float] = (0.95, 0.95, 0.9),
-    alpha: float = 0.5,
-    frequency: int = 20,
+    alpha: float = 0.2,
+    frequency: int = 16,
     output: Orthogonal | None = NEWTON_SCHULZ,
     second_moment: Literal["gradient", "update"] | None = "gradient",
-    damping: float = 0.0,
+    damping: float = 1.0,
+    nesterov: bool = True,
     sums: bool = False,
     length: Length = "rms",
 ) -> GradientRule:
@@ -41,7 +52,9 @@ def m3(
         frequency: steps between two writes of the slow momentum; in between it is held.
         output: ``None`` leaves both momenta as they are.
         second_moment: of what; AdaMuon takes that of the ``"update"``.
-        damping: of the second moment, see :class:`SecondMoment`; 0 is as printed.
+        damping: of the second moment of gradients, see :class:`SecondMoment`; 0 is as printed.
+            That of the update needs none.
+        nesterov: of the fast momentum; ``False`` is as printed.
         sums: nothing fades and betas are the weights of what is written, as printed.
         length: of a step.
 
@@ -57,7 +70,7 @@ def m3(
     check_whole("frequency", frequency)
     b1, b2, b3 = betas
     fast = GradientMemory(name="fast", keep=1.0 if sums else b1, gain=b1 if sums else 1 - b1,
-                          output=output)  # fmt: skip
+                          nesterov=nesterov, output=output)  # fmt: skip
     slow = GradientMemory(
         name="slow", keep=1.0 if sums else b3, gain=b3 if sums else (1 - b3) / frequency,
         period=frequency, weight=alpha, output=output,
@@ -65,11 +78,16 @@ def m3(
     V = None
     if second_moment is not None:
         V = SecondMoment(
-            keep=1.0 if sums else b2, gain=b2 if sums else 1 - b2, of=second_moment, damping=damping
-        )
+            keep=1.0 if sums else b2, gain=b2 if sums else 1 - b2, of=second_moment,
+            damping=damping if second_moment == "gradient" else 0.0,
+        )  # fmt: skip
     return GradientRule(
         name="M3", memories=(fast, slow), second_moment=V, length=length, matrices=True
     )
+
+
+m3_as_printed = partial(m3, sums=True, nesterov=False, damping=0.0, length="plain")
+"""Algorithm 1 to the letter: its learning rate has the unit of the gradient."""
 
 
 class M3(GeneralizedMomentum):
@@ -105,8 +123,8 @@ class M3(GeneralizedMomentum):
         *,
         lr: float | Tensor = 1e-3,
         betas: tuple[float, float, float] = (0.95, 0.95, 0.9),
-        alpha: float = 0.5,
-        frequency: int = 20,
+        alpha: float = 0.2,
+        frequency: int = 16,
         weight_decay: float = 0.1,
         others: Others = OTHERS,
         handling: Handling = HANDLING,

@@ -82,18 +82,20 @@ def measurements(data: Path, size: Size, rows: Sequence[Row]) -> list[Measuremen
     """Step sizes on the validation stream, then three seeds with the best of them."""
     found: list[Measurement] = []
     for kind in STREAMS:
+        make = partial(_measurement, kind, data, size)
         for optimizer, grid in GRIDS.items():
-            for keep in (True, False):
-                key = {"optimizer": optimizer, "kept": keep}
-                make = partial(_measurement, kind, data, size)
-                done = _tuned(rows, kind, key)
-                missing = next_steps(grid, done)
-                if missing:
-                    found += [make({**key, "lr": lr, "seed": TUNING}) for lr in missing]
-                    continue
-                best = min(done, key=lambda lr: done[lr])
-                seeds = SEEDS if size == "cpu" else SEEDS[:1]
-                found += [make({**key, "lr": best, "seed": seed}) for seed in seeds]
+            done = _tuned(rows, kind, optimizer)
+            missing = next_steps(grid, done)
+            key = {"optimizer": optimizer, "kept": True}
+            if missing:
+                found += [make({**key, "lr": lr, "seed": TUNING}) for lr in missing]
+                continue
+            best = min(done, key=lambda lr: done[lr])
+            found += [
+                make({"optimizer": optimizer, "kept": kept, "lr": best, "seed": seed})
+                for kept in (True, False)
+                for seed in (SEEDS if size == "cpu" else SEEDS[:1])
+            ]
     return found
 
 
@@ -110,13 +112,12 @@ def _measurement(kind: str, data: Path, size: Size, key: Mapping[str, Any]) -> M
     return Measurement(task=f"tune-{kind}" if tuning else f"digits-{kind}", key=key, make=make)
 
 
-def _tuned(rows: Sequence[Row], kind: str, key: Mapping[str, Any]) -> dict[float, float]:
+def _tuned(rows: Sequence[Row], kind: str, optimizer: str) -> dict[float, float]:
     """Share of wrong answers at the end of the validation stream, by step size."""
     return {
         row["key"]["lr"]: 1 - row["result"]["right"]
         for row in rows
-        if row["task"] == f"tune-{kind}"
-        and all(row["key"].get(name) == value for name, value in key.items())
+        if row["task"] == f"tune-{kind}" and row["key"]["optimizer"] == optimizer
     }
 
 

@@ -125,20 +125,22 @@ METHODS: Mapping[str, Method] = {
     "delta momentum": Method(one(DeltaMomentum), PLAIN),
     "DMGD": Method(one(DMGD, weight_decay=WEIGHT_DECAY)),
     "DGD": Method(one(DGD), PLAIN),
+    "DGD, erase 0.01": Method(one(DGD, erase=0.01), PLAIN),
 }
 """Those of NL Fig. 11, and the others of NL section 4."""
 
-ABLATIONS: Mapping[str, Method] = {
-    "M3": METHODS["M3"],
-    "without the slow momentum": Method(by_rule(alpha=0.0)),
-    "alpha 1": Method(by_rule(alpha=1.0)),
-    "slow every 5": Method(by_rule(frequency=5)),
-    "slow every 50": Method(by_rule(frequency=50)),
-    "without second moment": Method(by_rule(second_moment=None)),
-    "second moment of the update": Method(by_rule(second_moment="update")),
-    "neither slow nor second moment": Method(by_rule(alpha=0.0, second_moment=None)),
-    "without Newton-Schulz": Method(by_rule(output=None)),
-    "Newton-Schulz of 3 steps": Method(by_rule(output=Orthogonal(steps=3))),
-    "sums, as printed": Method(by_rule(sums=True)),
+ABLATIONS: Mapping[str, Make] = {
+    "without the slow momentum": by_rule(alpha=0.0),
+    "slow momentum with weight 0.5": by_rule(alpha=0.5),
+    "slow momentum every 4 steps": by_rule(frequency=4),
+    "slow momentum every 64 steps": by_rule(frequency=64),
+    "without second moment": by_rule(second_moment=None),
+    "second moment of the update": by_rule(second_moment="update"),
+    "second moment not damped": by_rule(damping=0.0),
+    "without Nesterov": by_rule(nesterov=False),
+    "sums that never decay": by_rule(sums=True),
+    "all as printed, but the length": by_rule(sums=True, nesterov=False, damping=0.0),
+    "Newton-Schulz of 3 steps": by_rule(output=Orthogonal(steps=3)),
+    "without Newton-Schulz": by_rule(output=None),
 }
 """M3 with one thing changed: which of its parts does what."""

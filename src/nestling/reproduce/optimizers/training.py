@@ -194,30 +194,6 @@ def tuned(rows: Sequence[Row], problem: str, optimizer: str) -> dict[float, floa
     }
 
 
-def planned(
-    data: Path, size: Size, rows: Sequence[Row], methods: Mapping[str, Method], task: str,
-    *, problems: Sequence[str] = tuple(PROBLEMS),
-) -> list[Measurement]:  # fmt: skip
-    """What there is to measure: first the step sizes, then seeds with the best of them."""
-    found: list[Measurement] = []
-    for name in problems:
-        whole = PROBLEMS[name]
-        problem = dataclasses.replace(whole, batch=8, steps=POINTS) if size == "smoke" else whole
-        for optimizer, method in methods.items():
-            if whole.methods and optimizer not in whole.methods:
-                continue
-            done, make = tuned(rows, name, optimizer), partial(_measurement, problem, method, data)
-            missing = next_steps(method.grid, done)
-            key = {"optimizer": optimizer}
-            if missing:
-                found += [make(f"tune-{name}", {**key, "lr": lr, "seed": TUNING}) for lr in missing]
-                continue
-            best = min(done, key=lambda lr: done[lr])
-            seeds = SEEDS if size == "cpu" else SEEDS[:1]
-            found += [make(f"{task}-{name}", {**key, "lr": best, "seed": s}) for s in seeds]
-    return found
-
-
 def _measurement(
     problem: Problem, method: Method, data: Path, task: str, key: Mapping[str, Any]
 ) -> Measurement:
@@ -230,11 +206,41 @@ def _measurement(
 
 
 def measurements(data: Path, size: Size, rows: Sequence[Row]) -> list[Measurement]:
-    """NL Fig. 11."""
-    return planned(data, size, rows, METHODS, "learn")
+    """NL Fig. 11: first the step sizes, then seeds with the best of them."""
+    found: list[Measurement] = []
+    for name in PROBLEMS:
+        problem = of_size(name, size)
+        for optimizer, method in METHODS.items():
+            if problem.methods and optimizer not in problem.methods:
+                continue
+            done, make = tuned(rows, name, optimizer), partial(_measurement, problem, method, data)
+            missing = next_steps(method.grid, done)
+            key = {"optimizer": optimizer}
+            if missing:
+                found += [make(f"tune-{name}", {**key, "lr": lr, "seed": TUNING}) for lr in missing]
+                continue
+            best = min(done, key=lambda lr: done[lr])
+            seeds = SEEDS if size == "cpu" else SEEDS[:1]
+            found += [make(f"learn-{name}", {**key, "lr": best, "seed": seed}) for seed in seeds]
+    return found
 
 
 def ablations(data: Path, size: Size, rows: Sequence[Row]) -> list[Measurement]:
-    """M3 with one part changed at a time, on the vision transformer."""
-    others = {name: method for name, method in ABLATIONS.items() if name != "M3"}
-    return planned(data, size, rows, others, "ablate", problems=("vit",))
+    """M3 with one part changed at a time, on the vision transformer, at M3's own step size."""
+    done = tuned(rows, "vit", "M3")
+    if not done or next_steps(METHODS["M3"].grid, done):
+        return []  # it is chosen first
+    best = min(done, key=lambda lr: done[lr])
+    seeds = SEEDS if size == "cpu" else SEEDS[:1]
+    return [
+        _measurement(of_size("vit", size), Method(make), data, "ablate-vit",
+                     {"optimizer": name, "lr": best, "seed": seed})
+        for name, make in ABLATIONS.items()
+        for seed in seeds
+    ]  # fmt: skip
+
+
+def of_size(name: str, size: Size) -> Problem:
+    """A problem, as it is or for a quick look."""
+    whole = PROBLEMS[name]
+    return dataclasses.replace(whole, batch=8, steps=POINTS) if size == "smoke" else whole
