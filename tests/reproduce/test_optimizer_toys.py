@@ -1,5 +1,6 @@
 """Toy problems: their definitions by hand and by autograd, their rows, and the page of them."""
 
+import dataclasses
 import math
 
 import numpy as np
@@ -63,6 +64,10 @@ def test_to_arrive_is_to_stay():
     stays, first = landscapes.arrivals(families()[MOMENTUM], grid, lambda text: None)
     assert (first <= stays).all()
     assert ((first < stays) & stays.isfinite()).any()
+    # What counts does not depend on how long one looks.
+    longer = dataclasses.replace(grid, most=1500)
+    again, _ = landscapes.arrivals(families()[MOMENTUM], longer, lambda text: None)
+    assert torch.equal(again[stays.isfinite()], stays[stays.isfinite()])
 
 
 def test_gradient_of_a_task_by_autograd():

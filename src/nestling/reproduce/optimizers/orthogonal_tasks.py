@@ -303,7 +303,8 @@ def _spread(values: Sequence[float] | None) -> str:
     return spread(values) if mean < 1000 else "> 1000"
 
 
-SHOWN = ("gradient descent", MOMENTUM, CHOSEN_MOMENTUM, DELTA, "Adam", "DGD", "Muon", "M3")
+SHOWN = ("gradient descent", MOMENTUM, CHOSEN_MOMENTUM, DELTA, "Adam", "DGD", "Muon", "M3",
+         "Muon, nothing kept")  # fmt: skip
 
 
 def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
@@ -315,15 +316,15 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
     with matplotlib.rc_context(SETTINGS):
         figure = Figure(figsize=(14.2, 4.6), layout="constrained")
         first, second, last = figure.subplots(1, 3, sharey=True)
-        chosen = {"after": (first, "Orthonormal, chosen just after each task"),
-                  "end": (second, "Orthonormal, chosen for the end")}  # fmt: skip
+        chosen = {"after": (first, "Chosen just after each task"),
+                  "end": (second, "Chosen for the end")}  # fmt: skip
         for choice, (axes, title) in chosen.items():
             lines = {n: [result[k][choice] for k in steps] for n, result in plain.items()}
             _panel(axes, [float(n) for n in steps], lines)
             axes.set_xscale("log")
             axes.set_xticks([float(n) for n in steps], steps)
             axes.minorticks_off()
-            axes.set_xlabel("steps a task")
+            axes.set_xlabel("steps a task, orthonormal directions")
             axes.set_title(title)
         _panel(last, list(found), {
             name: [result[name][middle]["after"] for result in found.values()] for name in plain
@@ -332,7 +333,7 @@ def draw(rows: Sequence[Row], folder: Path) -> list[Path]:
         first.set_ylim(LEAST / 2, 2e3)
         last.set_xlabel("cosine of neighbouring directions")
         last.set_xticks(list(found))
-        last.set_title(f"Overlapping, {middle} steps a task")
+        last.set_title(f"Overlap, {middle} steps, chosen after each task")
         last.legend(loc="center left", bbox_to_anchor=(1.0, 0.5), fontsize=9)
     return [save(figure, folder / "orthogonal-tasks.png")]
 
