@@ -75,7 +75,7 @@ LINEAR = dmgd(LinearMemory(), output=Orthogonal(), length="spectral")
 CASES: dict[str, Case] = {
     "m3": Case(slow, "M3", (1.0, 0.3, 0.3, 0.1), (0.05, 0.01, 0.05, 0.08)),
     "m3_sums": Case(general(SUMS), "M3", (0.3, 0.1, 0.3, 0.1), (0.2, 0.35, 0.1, 0.12)),
-    "m3_updates": Case(general(UPDATES), "M3", (0.3, 0.1, 0.1, 0.1), (0.01, 1e-3, 5e-3, 0.03)),
+    "m3_updates": Case(general(UPDATES), "M3", (0.3, 0.1, 0.1, 0.1), (0.01, 1e-3, 5e-3, 0.08)),
     "adamuon": Case(AdaMuon, "AdaMuon", (0.3, 0.3, 0.3, 0.1), (5e-3, 1e-3, 1e-3, 0.15)),
     "muon": Case(general(muon()), "Muon", (0.3, 0.3, 0.3, 0.1), (1e-4, 1e-5, 1e-5, 0.03)),
     "delta": Case(DeltaMomentum, "DeltaMomentum", (0.3, 1.0, 0.3, 0.1), (1e-9, 5e-3, 0.02, 0.08)),

@@ -317,3 +317,17 @@ def test_deep_memories_begin_alike_wherever_they_are_made():
 
         _initial.cache_clear()
     assert same(*made)
+
+
+@pytest.mark.parametrize("erase", [0.0, 0.3, 1.0, 2.0])
+def test_a_share_of_what_is_erased(erase):
+    """argmin of -<W x, u> + erase/2 |W x|^2 + 1/(2 eta) |W - W_t|^2, by its normal equations."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(4, 3, bias=False).double(), torch.randn(1, 4).double()
+    before, error, eta = layer.weight.detach().clone(), torch.randn(3).double(), 0.7
+    optimizer = DGD(layer, lr=eta, erase=erase)
+    (layer(x) @ error).sum().backward()
+    optimizer.step()
+    curvature = erase * x.mT @ x + torch.eye(4).double() / eta
+    expected = torch.linalg.solve(curvature, (before / eta - error[:, None] * x).mT).mT
+    torch.testing.assert_close(layer.weight.detach(), expected, rtol=1e-12, atol=1e-12)

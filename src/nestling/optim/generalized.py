@@ -197,6 +197,10 @@ class GeneralizedMomentum(torch.optim.Optimizer):
                 now = self.state[parameter][name]
                 if isinstance(value, Tensor) and now.dtype != value.dtype:
                     self.state[parameter][name] = value.detach().clone().to(now.device)
+            if "step" in self.state[parameter]:
+                self.state[parameter]["step"] = self.state[parameter]["step"].to(
+                    self._clocks_on(parameter)
+                )
 
     def __getstate__(self) -> dict[str, Any]:
         """For copies: torch's names only what every optimizer has."""
@@ -276,9 +280,11 @@ class GeneralizedMomentum(torch.optim.Optimizer):
                 steps = [self.state[parameter]["step"] for parameter in batch]
                 yield batch, Clock(steps if self.handling.capturable else int(steps[0]))
 
+    def _clocks_on(self, parameter: Tensor) -> torch.device:
+        return parameter.device if self.handling.capturable else torch.device("cpu")
+
     def _begin(self, state: dict[str, Any], parameter: Tensor, rule: GradientRule) -> None:
-        device = parameter.device if self.handling.capturable else "cpu"
-        state["step"] = torch.zeros((), dtype=torch.float32, device=device)
+        state["step"] = torch.zeros((), dtype=torch.float32, device=self._clocks_on(parameter))
         full = parameter.detach().to(torch.promote_types(parameter.dtype, torch.float32))
         state.update(rule.zeros(full))
         if self.handling.master_weights and full.dtype != parameter.dtype:

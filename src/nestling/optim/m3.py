@@ -48,7 +48,7 @@ def m3(
     Args:
         betas: of the fast momentum, the second moment, the slow momentum, as the paper numbers
             them; what is kept at each write.
-        alpha: weight of the slow momentum.
+        alpha: weight of the slow momentum; 0: there is none.
         frequency: steps between two writes of the slow momentum; in between it is held.
         output: ``None`` leaves both momenta as they are.
         second_moment: of what; AdaMuon takes that of the ``"update"``.
@@ -81,9 +81,8 @@ def m3(
             keep=1.0 if sums else b2, gain=b2 if sums else 1 - b2, of=second_moment,
             damping=damping if second_moment == "gradient" else 0.0,
         )  # fmt: skip
-    return GradientRule(
-        name="M3", memories=(fast, slow), second_moment=V, length=length, matrices=True
-    )
+    memories = (fast, slow) if alpha else (fast,)
+    return GradientRule(name="M3", memories=memories, second_moment=V, length=length, matrices=True)
 
 
 m3_as_printed = partial(m3, sums=True, nesterov=False, damping=0.0, length="plain")
