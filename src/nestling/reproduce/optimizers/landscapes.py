@@ -3,8 +3,8 @@
     psi(r, th) = r^2 + k (r - th + a sin(w r))^2,      from (-3.5, 2)
 
 The paper shows one landscape and gives no constants. Here a grid of them is measured: how many
-steps until psi is below 1e-6 for 100 steps on end. For every landscape each optimizer gets the step size, and where
-it has one the other number, with which it is fastest there.
+steps until psi is below 1e-6 for 100 steps on end. For every landscape each optimizer gets the step
+size, and where it has one the other number, with which it is fastest there.
 """
 
 from __future__ import annotations
@@ -41,8 +41,8 @@ from nestling.shapes import Tensor
 
 TASK = "landscapes"
 START, GOAL, STAY = (-3.5, 2.0), 1e-6, 100
-"""From where; psi is below the goal for so many steps: then the first of them is the arrival. To fly
-through is not to arrive, and to be thrown out much later, as Adam is, takes nothing back."""
+"""From where; psi is below the goal for so many steps: then the first of them is the arrival. To
+fly through is not to arrive, and to be thrown out much later, as Adam is, takes nothing back."""
 Found = Mapping[str, Any]
 
 
@@ -64,11 +64,11 @@ class Grid:
     @property
     def key(self) -> dict[str, Any]:
         """As plain values."""
-        return {"k": list(self.k), "a": list(self.a), "w": list(self.w), "most steps": self.most, "goal": GOAL, "stay": STAY,
-                "step sizes": said(self.step_sizes)}  # fmt: skip
+        return {"k": list(self.k), "a": list(self.a), "w": list(self.w), "most steps": self.most,
+                "goal": GOAL, "stay": STAY, "step sizes": said(self.step_sizes)}  # fmt: skip
 
 
-SMALL = Grid(k=(1.0, 2.0), a=(0.5,), w=(3.0,), step_sizes=log_grid(1e-2, 0.1, 5), most=250)
+SMALL = Grid(k=(1.0, 2.0), a=(0.5,), w=(3.0,), step_sizes=log_grid(1e-2, 0.1, 5), most=400)
 GRIDS: dict[Size, Grid] = {"smoke": SMALL, "validation": SMALL, "cpu": Grid()}
 
 
