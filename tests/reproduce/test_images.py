@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import gzip
-import struct
 from pathlib import Path
 
 import pytest
 import torch
 import torch.nn.functional as F
+from small_digits import idx, patterns, write
 
 from nestling.continual import metrics
 from nestling.continual.protocol import Batch
@@ -19,27 +19,9 @@ from nestling.reproduce.image_learners import GrowingLwF, Heads, Perceptron, ada
 from nestling.reproduce.rows import row_of
 
 
-def idx(numbers: torch.Tensor, *, kind: int = 8) -> bytes:
-    head = bytes([0, 0, kind, numbers.ndim]) + struct.pack(f">{numbers.ndim}I", *numbers.shape)
-    return head + numbers.to(torch.uint8).numpy().tobytes()
-
-
-def write(folder: Path, part: str, pictures: torch.Tensor, labels: torch.Tensor) -> None:
-    for name, numbers in (("images-idx3", pictures), ("labels-idx1", labels)):
-        (folder / f"{part}-{name}-ubyte.gz").write_bytes(gzip.compress(idx(numbers)))
-
-
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Ten patterns with noise on them."""
-    folder, draw = tmp_path_factory.mktemp("data"), torch.Generator().manual_seed(0)
-    (folder / "mnist").mkdir()
-    patterns = torch.rand(10, 28, 28, generator=draw) * 200
-    for part, count in (("train", 500), ("t10k", 260)):
-        labels = torch.randint(10, (count,), generator=draw)
-        pictures = patterns[labels] + torch.rand(count, 28, 28, generator=draw) * 55
-        write(folder / "mnist", part, pictures, labels)
-    return folder
+    return patterns(tmp_path_factory.mktemp("data"))
 
 
 class TestFiles:
