@@ -26,7 +26,7 @@ from nestling.continual.run import run
 from nestling.continual.scoring import error_rate, error_rate_within_task
 from nestling.continual.strategies import Sequential
 from nestling.continual.stream import Stream
-from nestling.optim import DGD, optimizer_named, roles
+from nestling.optim import optimizer_named, roles
 from nestling.reproduce.image_data import images
 from nestling.reproduce.image_learners import Perceptron
 from nestling.reproduce.job import Size
@@ -41,10 +41,10 @@ STREAMS: Mapping[str, tuple[int, int, Scorer]] = {
 }
 """Most images learned of each part, images of a batch, and how answers are scored."""
 GRIDS: Mapping[str, Sequence[float]] = {
-    "adamw": ADAMS, "muon": ADAMS, "adamuon": ADAMS, "m3": ADAMS, "dmgd": ADAMS,
-    "momentum": PLAIN, "delta_momentum": PLAIN, "DGD": PLAIN,
+    "adamw": ADAMS, "muon": ADAMS, "adamuon": ADAMS, "m3": ADAMS,
+    "momentum": PLAIN, "delta_momentum": PLAIN,
 }  # fmt: skip
-TITLES = {"adamw": "AdamW", "muon": "Muon", "adamuon": "AdaMuon", "m3": "M3", "dmgd": "DMGD",
+TITLES = {"adamw": "AdamW", "muon": "Muon", "adamuon": "AdaMuon", "m3": "M3",
           "delta_momentum": "delta momentum"}  # fmt: skip
 
 
@@ -73,8 +73,6 @@ def learn(
 def _make(
     model: nn.Module, optimizer: str, lr: float, named: Mapping[str, Parameter]
 ) -> torch.optim.Optimizer:
-    if optimizer == "DGD":
-        return DGD(model, lr=lr)
     return optimizer_named(optimizer, named, lr=lr, weight_decay=0.0, roles=roles(model))
 
 

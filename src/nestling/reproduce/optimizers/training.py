@@ -108,7 +108,13 @@ SHAPE = {"width": 128, "heads": 4, "layers": 2}
 PROBLEMS = {
     "vit": Problem("ViT on digits", VisionTransformer, _digits, 128, 400, "nats"),
     "transformer": Problem(
-        "Transformer on books", partial(_Scores, "transformer", **SHAPE), _books, 16, 300, "bits"
+        "Transformer on books",
+        partial(_Scores, "transformer", **SHAPE),
+        _books,
+        16,
+        300,
+        "bits",
+        ("AdamW", "Muon", "AdaMuon", "M3", "momentum", "delta momentum"),
     ),
     "hope": Problem(
         "Hope on books",
@@ -117,7 +123,7 @@ PROBLEMS = {
         8,
         120,
         "bits",
-        ("AdamW", "Muon", "AdaMuon", "M3", "delta momentum"),
+        ("AdamW", "Muon", "AdaMuon", "M3"),
     ),
 }
 
