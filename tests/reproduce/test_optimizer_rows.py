@@ -64,7 +64,7 @@ class TestTraining:
 
     def test_what_diverges_says_when(self):
         found = training.run(
-            small(), methods.METHODS["momentum"], Path(), lr=1e12, seed=0, part="test", say=quiet
+            small(), methods.METHODS["momentum"], Path(), lr=1e30, seed=0, part="test", say=quiet
         )
         assert 0 < found["diverged"] <= 40
         assert "held_out" not in found
