@@ -114,6 +114,7 @@ def measure(size: str, dtype: str, repeats: int, say: Say) -> dict[str, Any]:
     return {
         "parameters": count, "seconds": typical, "end_of_period": end, "all": seconds,
         "bytes": {name: _bytes(own) / count for name, own in held.items()},
+        "peak": {name: _peak(own, count) for name, own in held.items()},
     }  # fmt: skip
 
 
@@ -145,6 +146,22 @@ def _bytes(own: Sequence[torch.optim.Optimizer]) -> int:
     )
 
 
+def _peak(own: Sequence[torch.optim.Optimizer], count: int) -> float | None:
+    """Bytes a parameter that a step needs for a while, as Linux counts the process's pages."""
+    counts, status = Path("/proc/self/clear_refs"), Path("/proc/self/status")
+    if not counts.exists():
+        return None
+    counts.write_text("5")  # forget the highest so far
+    before = _pages(status, "VmRSS")
+    _step(own)
+    return max(0, _pages(status, "VmHWM") - before) / count
+
+
+def _pages(status: Path, name: str) -> int:
+    [line] = [one for one in status.read_text().splitlines() if one.startswith(name)]
+    return 1024 * int(line.split()[1])
+
+
 def measurements(data: Path, size: Size, rows: Sequence[Row]) -> list[Measurement]:
     """Time and memory at two sizes."""
     wanted = [("10M", "float32"), ("10M", "bfloat16"), ("140M", "float32")]
@@ -170,22 +187,21 @@ def _make(name: str, dtype: str, repeats: int, say: Say) -> dict[str, Any]:
 
 
 def shown(rows: Sequence[Row]) -> str:
-    """Time in that of AdaMuon and of Muon, and bytes of state."""
+    """Time in that of AdaMuon and of Muon, and memory."""
     lines = []
     for row in rows:
         result, key = row["result"], row["key"]
         times = result["seconds"]
         for name, seconds in times.items():
-            ratios = [f"{seconds / times[other]:.2f}" for other in ("AdaMuon", "Muon")]
-            lines.append(
-                [key["parameters"], key["dtype"], name, f"{1000 * seconds:,.0f}", *ratios,
-                 f"{result['bytes'][name]:.1f}"]
-            )  # fmt: skip
-    return markdown(
-        ["parameters", "Newton-Schulz in", "optimizer", "ms a step", "x AdaMuon", "x Muon",
-         "bytes of state a parameter"],
-        lines,
-    )  # fmt: skip
+            peak = result["peak"][name]
+            lines.append([
+                key["parameters"], key["dtype"], name, f"{1000 * seconds:,.0f}",
+                *(f"{seconds / times[other]:.2f}" for other in ("AdaMuon", "Muon")),
+                f"{result['bytes'][name]:.1f}", "" if peak is None else f"{peak:.1f}",
+            ])  # fmt: skip
+    head = ["parameters", "Newton-Schulz in", "optimizer", "ms a step", "x AdaMuon", "x Muon",
+            "state, bytes a parameter", "for a while, bytes a parameter"]  # fmt: skip
+    return markdown(head, lines)
 
 
 PLACES = (Place(task=TASK, title="What a step costs (NL Fig. 12)", table=shown),)
