@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -12,7 +13,9 @@ from nestling.reproduce.driver import Request, reproduce
 from nestling.reproduce.measured import read
 from nestling.reproduce.optimizers import landscapes, memory, orthogonal_tasks
 from nestling.reproduce.optimizers.toys import MOMENTUM, Family, families, plain, walk
+from nestling.reproduce.page import insert
 
+ROOT = Path(__file__).parents[2]
 MODULES = (landscapes, orthogonal_tasks, memory)
 
 
@@ -178,3 +181,12 @@ def test_landscape_table_by_hand():
         "| 1 | 0.5 | 3 | 100 | **50** |", "| 2 | 0.5 | 3 | **200** | - |",
         "| 5 | 0.5 | 3 | - | - |",
     ]  # fmt: skip
+
+
+def test_page_in_the_repository_is_that_of_its_rows():
+    page = text = (ROOT / "docs" / "optimizers.md").read_text()
+    rows = read(ROOT / "benchmarks" / "results" / "optimizers.jsonl")
+    for module in MODULES:
+        [place] = module.PLACES
+        text = insert(text, place.task, place.table([r for r in rows if r["task"] == place.task]))
+    assert text == page
