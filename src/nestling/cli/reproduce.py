@@ -23,5 +23,8 @@ def reproduce(request: Request | None) -> None:
         return
     target = TARGETS.get(request.target)
     if request.page is None and target is not None:
-        request = dataclasses.replace(request, page=Path(target.page))
+        # Only the real size writes the page that is part of the project.
+        page = Path(target.page)
+        page = page if request.size == "cpu" else request.work / page.name
+        request = dataclasses.replace(request, page=page)
     run(request, say)

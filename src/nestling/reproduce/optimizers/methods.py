@@ -122,6 +122,7 @@ METHODS: Mapping[str, Method] = {
     "M3": Method(one(M3, weight_decay=WEIGHT_DECAY)),
     "momentum": Method(momentum, PLAIN),
     "delta momentum": Method(one(DeltaMomentum), PLAIN),
+    "delta momentum, delta 0.1": Method(one(DeltaMomentum, delta=0.1), PLAIN),
     "DMGD": Method(one(DMGD, weight_decay=WEIGHT_DECAY)),
     "DGD": Method(one(DGD), PLAIN),
     "DGD, erase 0.01": Method(one(DGD, erase=0.01), PLAIN),
