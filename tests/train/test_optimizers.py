@@ -10,7 +10,8 @@ import torch
 from nestling.data import TextStream
 from nestling.models import build
 from nestling.optim import OPTIMIZERS
-from nestling.train import Output, TrainConfig, train
+from nestling.train import Output, TrainConfig, nested_system, train
+from nestling.train.optimizer import optimizer_of
 
 QUIET = Output(quiet=True)
 SHAPE = {"width": 16, "heads": 2, "layers": 1, "hidden": 16}
@@ -88,3 +89,16 @@ def test_loss_falls_with_every_optimizer():
         text = TextStream(torch.arange(256).repeat(8), batch=4, length=32)
         history = train(chosen, model("transformer"), text, output=QUIET).history
         assert history[-1].loss < history[0].loss - 0.3, optimizer
+
+
+def test_the_level_table_tells_the_momenta_of_m3():
+    """Before a step, as `nestling inspect` shows it: each level's slow momentum is slower yet."""
+    chosen = config(optimizer="m3")
+    owner = model()
+    system = nested_system(owner, optimizer_of(owner, chosen), tokens_per_step=32)
+    found = {part.name: part for level in system.levels for part in level}
+    fast = found["optimizer.period_32.fast"]
+    slow = found["optimizer.period_32.slow"]
+    assert (fast.level.period, slow.level.period) == (32, 32 * 16)
+    assert fast.rule == "DotProduct x Decay(0.95) x NewtonSchulz"
+    assert found["blocks.0.mixer.weights"].rule == "M3"

@@ -15,15 +15,14 @@ from rich.table import Table
 from nestling.cli.overrides import configured, parse_overrides
 from nestling.levels import NestedSystem
 from nestling.models import LanguageModel, ModelConfig
-from nestling.models.by_level import by_level
 from nestling.models.presets import MIXERS
-from nestling.optim import LevelwiseOptimizer, adamw
 from nestling.report.fold import fold, folded_transfers
 from nestling.report.level_table import table_rows
 from nestling.report.picture import picture
 from nestling.storage.checkpoint import read_manifest, resolve
 from nestling.train import TrainConfig, nested_system
 from nestling.train.liveness import never_written, not_written
+from nestling.train.optimizer import optimizer_of
 
 
 def print_levels(
@@ -81,9 +80,7 @@ def print_levels(
 
 def trained(model: LanguageModel, config: TrainConfig) -> NestedSystem:
     """The nested system of a model that is trained as ``config`` says."""
-    optimizer = LevelwiseOptimizer(
-        by_level(model), lambda named: adamw(named, lr=config.lr, betas=config.betas)
-    )
+    optimizer = optimizer_of(model, config)
     return nested_system(model, optimizer, tokens_per_step=config.tokens_per_step)
 
 

@@ -207,6 +207,11 @@ class GeneralizedMomentum(torch.optim.Optimizer):
         own = {name: self.__dict__[name] for name in self.copied}
         return {**super().__getstate__(), **own}
 
+    @property
+    def name(self) -> str:
+        """Of its rule, for tables."""
+        return self.rule.name
+
     def remembered(self, group: Mapping[str, Any]) -> dict[str, Remembered]:
         """What its state remembers, for a table of levels."""
         return remembered(self._rule(group))

@@ -10,7 +10,6 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
-from functools import partial
 from typing import Any
 
 import torch
@@ -20,16 +19,16 @@ from nestling.data import TextStream
 from nestling.layers.continuum import Activity
 from nestling.memory import flatten, map_tensors, unflatten
 from nestling.models import LanguageModel
-from nestling.models.by_level import by_level
 from nestling.models.carry import attached, learned, moved_along
 from nestling.models.observe import observing
-from nestling.optim import LevelwiseOptimizer, NonFiniteError, optimizer_named, roles
+from nestling.optim import NonFiniteError
 from nestling.optim.levelwise import Make
 from nestling.shapes import Tensor
 from nestling.storage.checkpoint import Checkpoint, CheckpointError
 from nestling.storage.weights import load_weights, random_state, set_random_state, weights
 from nestling.train.config import TrainConfig
 from nestling.train.measure import evaluate, first_non_finite, peak_memory
+from nestling.train.optimizer import optimizer_of
 from nestling.train.schedule import warmup_cosine
 
 
@@ -103,19 +102,7 @@ class Run:
         _check_stream(stream, config)
         self.model, self.stream, self.config = model, stream, config
         self.bytes_per_token = bytes_per_token
-        self.optimizer = LevelwiseOptimizer(
-            by_level(model),
-            make
-            or partial(
-                optimizer_named,
-                config.optimizer,
-                lr=config.lr,
-                betas=config.betas,
-                weight_decay=config.weight_decay,
-                roles=roles(model),
-            ),
-            clip=config.clip,
-        )
+        self.optimizer = optimizer_of(model, config, make=make)
         self.inner: Any = None
         self._last: tuple[Tensor, Tensor, Any] | None = None
         self.steps = 0

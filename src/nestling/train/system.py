@@ -130,7 +130,7 @@ def _moved(
         level, how = Level(None), "held"
         if index is not None:
             level, optimizer = movers[index]
-            how = component.rule.replace(OUTER, type(optimizer).__name__)
+            how = component.rule.replace(OUTER, _name(optimizer))
         name = component.name
         if len(by) > 1:
             where = "held" if index is None else f"{how.split(',')[0]}, {level.period:,}"
@@ -148,6 +148,11 @@ def _moved(
             )
         )
     return pieces
+
+
+def _name(optimizer: torch.optim.Optimizer) -> str:
+    """That of its rule, for an optimizer that is a rule."""
+    return getattr(optimizer, "name", type(optimizer).__name__)
 
 
 def _renamed(
