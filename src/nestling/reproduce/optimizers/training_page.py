@@ -33,11 +33,9 @@ def shown(rows: Sequence[Row], problem: str) -> str:
         lost = sum("diverged" in row["result"] for row in same)
         cells = [spread(_all(same, value), 4) for value in ("held_out", "train")]
         cells.append(spread([100 * error for error in _all(same, "error")], 2))
-        cells.append(f"{1000 * statistics.median(_all(same, 'step_seconds')):,.0f}")
         lr = ", ".join(sorted({f"{row['key']['lr']:g}" for row in same}))
         lines.append([name, lr, *cells, f"{len(same)}" + (f", {lost} diverged" if lost else "")])
-    head = ["optimizer", "step size", f"held out, {unit}", f"training, {unit}", "wrong, %",
-            "ms a step", "seeds"]  # fmt: skip
+    head = ["optimizer", "step size", f"held out, {unit}", f"training, {unit}", "wrong, %", "seeds"]
     return markdown(head, lines)
 
 
@@ -67,8 +65,12 @@ def draw(rows: Sequence[Row], folder: Path, *, problem: str) -> list[Path]:
 def _curve(axes: Axes, curves: Sequence[Any], column: int, name: str, index: int) -> None:
     steps = [point[0] for point in curves[0]]
     means = [statistics.fmean(curve[i][column] for curve in curves) for i in range(len(steps))]
-    axes.plot(steps, means, label=name, color=COLOURS[index % len(COLOURS)], linewidth=1.8,
-              marker=MARKERS[index % len(MARKERS)], markersize=4)  # fmt: skip
+    again = index // len(COLOURS)  # a colour that comes back has dashes and another marker
+    axes.plot(
+        steps, means, label=name, color=COLOURS[index % len(COLOURS)], linewidth=1.8,
+        linestyle="--" if again else "-", marker=MARKERS[(index + again) % len(MARKERS)],
+        markersize=4,
+    )  # fmt: skip
 
 
 def _all(rows: Sequence[Row], value: str) -> list[float]:
