@@ -179,6 +179,12 @@ class TestFrame:
 
 
 class TestPage:
+    def test_example_runs(self):
+        [block] = re.findall(r"```python\n(.*?)```", PAGE.read_text(), flags=re.DOTALL)
+        scope: dict = {}
+        exec(block, scope)
+        assert scope["optimizer"].state[next(iter(scope["model"].parameters()))]["step"] == 3
+
     def test_its_tables_are_those_of_the_rows(self):
         assert isinstance(EVERY, Measured)
         text, rows = PAGE.read_text(), read(ROOT / "benchmarks" / "results" / "optimizers.jsonl")
