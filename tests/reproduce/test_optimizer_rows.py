@@ -117,6 +117,8 @@ def test_learning_on_with_kept_and_with_dropped_momenta(data):
     )
     assert kept != dropped
     assert all(0 <= found["right"] <= 1 for found in (kept, dropped))
+    lost = digits.learn("split", "momentum", data, lr=1e30, seed=0, keep=True, size="smoke")
+    assert "not finite" in lost["diverged"]
     plan = digits.measurements(data, "cpu", [])
     assert {one.task for one in plan} == {"tune-split", "tune-permuted"}
 

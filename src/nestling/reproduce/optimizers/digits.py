@@ -26,7 +26,7 @@ from nestling.continual.run import run
 from nestling.continual.scoring import error_rate, error_rate_within_task
 from nestling.continual.strategies import Sequential
 from nestling.continual.stream import Stream
-from nestling.optim import optimizer_named, roles
+from nestling.optim import NonFiniteError, optimizer_named, roles
 from nestling.reproduce.image_data import images
 from nestling.reproduce.image_learners import Perceptron
 from nestling.reproduce.job import Size
@@ -51,7 +51,7 @@ TITLES = {"adamw": "AdamW", "muon": "Muon", "adamuon": "AdaMuon", "m3": "M3",
 def learn(
     kind: str, optimizer: str, data: Path, *, lr: float, seed: int, keep: bool, size: Size
 ) -> dict[str, Any]:
-    """Learn a stream; what is right at the end, and what was forgotten on the way."""
+    """Learn a stream; what is right at the end and was forgotten on the way, or that it diverged."""
     parts = images(data, "split" if kind == "split" else "permuted", size=size, seed=seed)
     most, batch, score = STREAMS[kind]
     few = [
@@ -62,7 +62,10 @@ def learn(
     model = Perceptron(WIDTH)
     learner = Sequential(model, partial(_make, model, optimizer, lr), clip=None, keep_moments=keep)
     stream = Stream(few, batch=batch, seed=seed, boundaries=True)
-    record = run(learner, stream, parts.test[:PARTS], score=score)
+    try:
+        record = run(learner, stream, parts.test[:PARTS], score=score)
+    except NonFiniteError as error:
+        return {"diverged": str(error)}
     return {
         "right": 1 - statistics.fmean(record.R[-1]),
         "forgetting": metrics.forgetting(record.R),
@@ -113,7 +116,7 @@ def _measurement(kind: str, data: Path, size: Size, key: Mapping[str, Any]) -> M
 def _tuned(rows: Sequence[Row], kind: str, optimizer: str) -> dict[float, float]:
     """Share of wrong answers at the end of the validation stream, by step size."""
     return {
-        row["key"]["lr"]: 1 - row["result"]["right"]
+        row["key"]["lr"]: 1 - row["result"].get("right", 0.0)
         for row in rows
         if row["task"] == f"tune-{kind}" and row["key"]["optimizer"] == optimizer
     }
@@ -130,7 +133,7 @@ def shown(rows: Sequence[Row]) -> str:
         for kept in (True, False):
             same = by.get((name, kept), [])
             cells = [
-                spread([100 * row["result"][value] for row in same], 1)
+                spread([100 * row["result"][value] for row in same if value in row["result"]], 1)
                 for value in ("right", "forgetting", "just_learned")
             ]
             lr = ", ".join(sorted({f"{row['key']['lr']:g}" for row in same}))
@@ -147,7 +150,7 @@ def shown(rows: Sequence[Row]) -> str:
 
 
 def _mean(rows: Sequence[Row], value: str) -> float:
-    return statistics.fmean(row["result"][value] for row in rows) if rows else 0.0
+    return statistics.fmean(row["result"].get(value, 0.0) for row in rows) if rows else 0.0
 
 
 PLACES = (
