@@ -51,7 +51,7 @@ TITLES = {"adamw": "AdamW", "muon": "Muon", "adamuon": "AdaMuon", "m3": "M3",
 def learn(
     kind: str, optimizer: str, data: Path, *, lr: float, seed: int, keep: bool, size: Size
 ) -> dict[str, Any]:
-    """Learn a stream; what is right at the end and was forgotten on the way, or that it diverged."""
+    """Learn a stream; what is right at the end and what was forgotten, or that it diverged."""
     parts = images(data, "split" if kind == "split" else "permuted", size=size, seed=seed)
     most, batch, score = STREAMS[kind]
     few = [
