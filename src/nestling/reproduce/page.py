@@ -16,6 +16,7 @@ from nestling.continual import metrics
 from nestling.reproduce.job import Section
 from nestling.reproduce.pictures import draw
 from nestling.reproduce.rows import ERRORS, read
+from nestling.reproduce.tables import spread
 
 BEGIN, END = "<!-- rows: {task} -->", "<!-- end of rows: {task} -->"
 TITLE = "# Learning on without forgetting\n"
@@ -130,7 +131,7 @@ Cell = Callable[[list[Row], str, Groups], str]
 def _numbers(of: Callable[[Row], float | None], digits: int, factor: float = 1.0) -> Cell:
     def cell(same: list[Row], model: str, groups: Groups) -> str:
         found = [value * factor for row in same if (value := of(row)) is not None]
-        return _spread(found, digits)
+        return spread(found, digits)
 
     return cell
 
@@ -187,15 +188,6 @@ def _final(row: Row) -> float:
 
 def _mean(values: Any) -> float:
     return statistics.fmean(values)
-
-
-def _spread(values: Sequence[float], digits: int) -> str:
-    """Mean, and half of the distance between the smallest and the largest."""
-    if not values:
-        return ""
-    half = (max(values) - min(values)) / 2
-    more = f" ± {half:.{digits}f}" if len(values) > 1 else ""
-    return f"{_mean(values):.{digits}f}{more}"
 
 
 _PASSES = ("forward", "backward")

@@ -31,15 +31,13 @@ from nestling.optim import (
 )
 from nestling.reproduce.job import Size
 from nestling.reproduce.measured import Measurement, Place, Row, Say
-from nestling.reproduce.optimizers.tables import markdown
+from nestling.reproduce.tables import markdown
 
 TASK, PERIOD, REPEATS = "cost", 16, {"smoke": 1, "cpu": 3, "validation": 1}
 SIZES: Mapping[str, tuple[int, int, int]] = {
     "0.4M": (128, 2, 256), "10M": (320, 8, 256), "140M": (768, 16, 32_768),
 }  # fmt: skip
 """Width, blocks and symbols."""
-GOALS = {"AdaMuon": 1.10, "Muon": 1.25}
-"""M3's time in those of others, at most."""
 Named = dict[str, Parameter]
 
 

@@ -32,7 +32,7 @@ from nestling.reproduce.image_learners import Perceptron
 from nestling.reproduce.job import Size
 from nestling.reproduce.measured import Measurement, Place, Row, Say
 from nestling.reproduce.optimizers.methods import ADAMS, PLAIN, TUNING, next_steps
-from nestling.reproduce.optimizers.tables import markdown, spread
+from nestling.reproduce.tables import markdown, spread
 
 PARTS, WIDTH, SEEDS = 10, 100, (0, 1, 2)
 STREAMS: Mapping[str, tuple[int, int, Scorer]] = {

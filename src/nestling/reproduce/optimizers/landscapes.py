@@ -24,7 +24,6 @@ from nestling.optim import adam
 from nestling.reproduce.job import Size
 from nestling.reproduce.measured import Measurement, Place, Row, Say
 from nestling.reproduce.optimizers.landscape_pictures import draw_paths, draw_ratios
-from nestling.reproduce.optimizers.tables import markdown
 from nestling.reproduce.optimizers.toys import (
     CHOSEN_MOMENTUM,
     DELTA,
@@ -37,6 +36,7 @@ from nestling.reproduce.optimizers.toys import (
     save,
     walk,
 )
+from nestling.reproduce.tables import markdown
 from nestling.shapes import Tensor
 
 TASK = "landscapes"

@@ -29,8 +29,8 @@ from nestling.optim import GeneralizedMomentum, GradientMemory, GradientRule, m3
 from nestling.report.figures import COLOURS, FAINT, INK, SETTINGS, STYLES
 from nestling.reproduce.job import Size
 from nestling.reproduce.measured import Measurement, Place, Row, Say
-from nestling.reproduce.optimizers.tables import markdown
 from nestling.reproduce.optimizers.toys import plain, save
+from nestling.reproduce.tables import markdown
 
 TASK = "memory-mass"
 SHARES = (0.5, 0.9, 0.99)

@@ -33,7 +33,6 @@ from nestling.optim import DGD, GradientRule, Handling, adam, m3, muon
 from nestling.report.figures import COLOURS, FAINT, MARKERS, SETTINGS
 from nestling.reproduce.job import Size
 from nestling.reproduce.measured import Measurement, Place, Row, Say
-from nestling.reproduce.optimizers.tables import markdown, spread
 from nestling.reproduce.optimizers.toys import (
     CHOSEN_MOMENTUM,
     DELTA,
@@ -45,6 +44,7 @@ from nestling.reproduce.optimizers.toys import (
     save,
     walk,
 )
+from nestling.reproduce.tables import markdown, spread
 from nestling.shapes import Tensor
 
 TASK = "orthogonal-tasks"

@@ -14,8 +14,8 @@ from matplotlib.figure import Figure
 
 from nestling.report.figures import COLOURS, MARKERS, SETTINGS
 from nestling.reproduce.measured import Place, Row
-from nestling.reproduce.optimizers.tables import markdown, spread
 from nestling.reproduce.optimizers.training import PROBLEMS
+from nestling.reproduce.tables import markdown, spread
 
 
 def grouped(rows: Sequence[Row]) -> dict[str, list[Row]]:
